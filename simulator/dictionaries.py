@@ -1,0 +1,143 @@
+"""Laws of the planted dictionary V (n x d): its rows are the monosemantic features v_i."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from simulator.checks import finite_array, real
+from simulator.errors import RequestError
+
+
+@runtime_checkable
+class Dictionary(Protocol):
+    """What a law of dictionaries offers."""
+
+    def check(self, n: int, d: int) -> None:
+        """Raise RequestError if the law has no n x d dictionary."""
+        ...
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """One n x d dictionary in float64, without zero rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent standard normal entries, v_i ~ N(0, I_d), so ||v_i|| is about sqrt(d).
+
+    On this scale w^T x ~ N(0, 1) for a unit vector w and a row of H of unit norm. It is the dictionary of the
+    recovery theorem of Chen et al. 2025, arXiv:2506.14002.
+    """
+
+    def check(self, n: int, d: int) -> None:
+        """Every n x d is possible."""
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """n x d standard normal numbers."""
+        return rng.standard_normal((n, d))
+
+
+@dataclass(frozen=True)
+class UnitSphere:
+    """Independent rows, uniform on the unit sphere of R^d: ||v_i|| = 1."""
+
+    def check(self, n: int, d: int) -> None:
+        """Every n x d is possible."""
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """Gaussian rows divided by their norms."""
+        return _unit_rows(rng.standard_normal((n, d)))
+
+
+@dataclass(frozen=True)
+class Orthonormal:
+    """n <= d orthonormal rows, uniform (Haar): V V^T = I, so there is no superposition."""
+
+    def check(self, n: int, d: int) -> None:
+        """RequestError if n > d."""
+        if n > d:
+            raise RequestError(f"{n} orthonormal rows do not fit into d = {d} dimensions; choose n <= d")
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """The Q of the QR decomposition of a d x n Gaussian matrix, transposed."""
+        Q, R = np.linalg.qr(rng.standard_normal((d, n)))
+        # Only with the diagonal of R positive is the decomposition unique, and so Q uniform.
+        return np.ascontiguousarray((Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)).T)
+
+
+@dataclass(frozen=True)
+class Coherent:
+    """Unit rows that lean to a common direction: cos(v_i, v_j) has mean exactly `mean_cosine`.
+
+    v_i = sqrt(c) u + sqrt(1 - c) g_i with c = `mean_cosine`, u uniform on the sphere, g_i independent and
+    uniform on the unit sphere orthogonal to u. For i != j the cosine has expectation c and standard
+    deviation (1 - c) / sqrt(d - 1); c = 0 still makes the rows orthogonal to u. ||v_i|| = 1.
+
+    Raises:
+        RequestError: a mean cosine outside [0, 1), or (later) d < 2.
+    """
+
+    mean_cosine: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean_cosine", real("mean cosine", self.mean_cosine, 0, 1, open_high=True))
+
+    def check(self, n: int, d: int) -> None:
+        """RequestError if d < 2."""
+        if d < 2:
+            raise RequestError(f"a coherent dictionary needs d >= 2 dimensions, not d = {d}")
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """The mixture of the common and the own directions."""
+        common = _unit_rows(rng.standard_normal((1, d)))
+        own = rng.standard_normal((n, d))
+        own = _unit_rows(own - (own @ common.T) * common)
+        return math.sqrt(self.mean_cosine) * common + math.sqrt(1 - self.mean_cosine) * own
+
+
+@dataclass(frozen=True, eq=False)
+class GivenDictionary:
+    """The dictionary is this matrix (n x d), whatever the seed; it is copied and kept in float64.
+
+    Raises:
+        RequestError: not a matrix of finite numbers, a zero row, or (later) not of shape (n, d).
+    """
+
+    matrix: np.ndarray
+
+    def __post_init__(self) -> None:
+        matrix = finite_array("the given dictionary", self.matrix, 2)
+        zero = np.flatnonzero(~matrix.any(axis=1))
+        if zero.size:
+            raise RequestError(
+                f"the given dictionary has {zero.size} zero row(s), the first is row {zero[0]}; "
+                "every feature needs a direction"
+            )
+        object.__setattr__(self, "matrix", matrix)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GivenDictionary) and np.array_equal(self.matrix, other.matrix)
+
+    def __hash__(self) -> int:
+        return hash((self.matrix.shape, self.matrix[0].tobytes()))
+
+    def check(self, n: int, d: int) -> None:
+        """RequestError if the matrix is not n x d."""
+        if self.matrix.shape != (n, d):
+            raise RequestError(
+                f"the given dictionary has shape {self.matrix.shape}, but the world has (n, d) = {(n, d)}"
+            )
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """A copy of the matrix."""
+        self.check(n, d)
+        return self.matrix.copy()
+
+
+def _unit_rows(matrix: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Rows divided by their norms, in place."""
+    matrix /= np.sqrt(np.einsum("ij,ij->i", matrix, matrix))[:, None]
+    return matrix

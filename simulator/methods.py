@@ -1,0 +1,129 @@
+"""The training methods, as small frozen objects that say only what differs between them.
+
+All share one loop, one tied network and one loss (`simulator.train`, `simulator.sae`):
+
+method   which neurons are active              the biases b
+BA       y_m > 0                               adapted towards one target frequency p
+GBA      y_m > 0                               adapted towards K geometric target frequencies
+TopK     y_m > 0 and among the k largest       trained by gradient (ReLU) or fixed (JumpReLU)
+L1       y_m > 0, penalised                    trained by gradient (ReLU) or fixed (JumpReLU)
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simulator.adaptation import OneSided, Rule
+from simulator.errors import RequestError
+
+
+def check_frequency(name: str, value: float) -> None:
+    """Refuse a target activation frequency outside (0, 1)."""
+    if not (0 < value < 1):
+        raise RequestError(f"{name} = {value} is no activation frequency; it must lie strictly between 0 and 1")
+
+
+def check_count(name: str, value: int, at_least: int = 1) -> None:
+    """Refuse what is not a whole number of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
+        raise RequestError(f"{name} = {value} must be a whole number of at least {at_least}")
+
+
+@dataclass(frozen=True)
+class GBA:
+    """Group Bias Adaptation (Chen et al. 2025, arXiv:2506.14002, Algorithms 1 and 2).
+
+    K equal groups of neurons; their target activation frequencies fall geometrically from `htf`
+    (group 1) to `ltf` (group K). Nothing about the features' own frequencies enters. Defaults: the
+    range of the paper's language-model runs.
+    """
+
+    htf: float = 0.1
+    """Highest target frequency."""
+    ltf: float = 1e-3
+    """Lowest target frequency."""
+    groups: int = 10
+    """Number of groups K."""
+    rule: Rule = field(default_factory=OneSided)
+    """How a bias moves; the paper's one-sided rule by default."""
+    buffer: int = 25_600
+    """B, pre-activations per neuron between two adaptations (50 batches of 512)."""
+
+    def __post_init__(self) -> None:
+        check_frequency("htf", self.htf)
+        check_frequency("ltf", self.ltf)
+        check_count("groups", self.groups)
+        check_count("buffer", self.buffer)
+        if self.ltf > self.htf:
+            raise RequestError(f"ltf = {self.ltf} lies above htf = {self.htf}; the lowest target goes last")
+        if self.groups == 1 and self.ltf != self.htf:
+            raise RequestError(
+                f"one group cannot reach from htf = {self.htf} to ltf = {self.ltf}; take ltf = htf or groups >= 2"
+            )
+
+    def target_frequencies(self) -> np.ndarray:
+        """p_1 > ... > p_K, geometric, shape (K,)."""
+        return np.geomspace(self.htf, self.ltf, self.groups)
+
+
+@dataclass(frozen=True)
+class BA:
+    """Bias Adaptation: the one-group case of `GBA`, every neuron with the same target frequency p."""
+
+    p: float
+    """Target activation frequency."""
+    rule: Rule = field(default_factory=OneSided)
+    """How a bias moves; the paper's one-sided rule by default."""
+    buffer: int = 25_600
+    """B, pre-activations per neuron between two adaptations (50 batches of 512)."""
+    groups: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        check_frequency("p", self.p)
+        check_count("buffer", self.buffer)
+
+    def target_frequencies(self) -> np.ndarray:
+        """(p,)."""
+        return np.array([self.p])
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Per sample only the k largest positive pre-activations are active (Gao et al. 2024, arXiv:2406.04093).
+
+    The optional auxiliary loss lets dead neurons (not active for `dead_after` samples) explain the
+    residual e = x - f(x): auxiliary_weight * 1/2 ||e - sum of the auxiliary_k largest dead ones||^2,
+    with e held constant.
+    """
+
+    k: int
+    """Active neurons per sample, at most."""
+    auxiliary_k: int = 0
+    """Dead neurons per sample that try to explain the residual; 0 switches the auxiliary loss off."""
+    auxiliary_weight: float = 1 / 32
+    """Weight of the auxiliary loss (1/32 in the source)."""
+    dead_after: int = 100_000
+    """Samples without activation after which a neuron counts as dead for the auxiliary loss."""
+
+    def __post_init__(self) -> None:
+        check_count("k", self.k)
+        check_count("auxiliary_k", self.auxiliary_k, 0)
+        check_count("dead_after", self.dead_after)
+        if not (0 <= self.auxiliary_weight < float("inf")):
+            raise RequestError(f"auxiliary_weight = {self.auxiliary_weight} must be finite and not negative")
+
+
+@dataclass(frozen=True)
+class L1:
+    """Sparsity from the penalty weight * sum_m ||w_m|| phi(y_m), mean over the samples."""
+
+    weight: float
+    """lambda; the loss is on the scale of the inputs (unit norm by default)."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.weight < float("inf")):
+            raise RequestError(f"l1 = {self.weight} must be finite and not negative")
+
+
+Method = BA | GBA | TopK | L1
+AdaptiveMethod = BA | GBA

@@ -1,0 +1,166 @@
+"""The tied sparse autoencoder: encode, decode, loss, and the dense autograd step that is the reference.
+
+Chen et al. 2025 (arXiv:2506.14002), section on the model:
+
+    y_m  = w_m^T (x - b_pre) + b_m                              pre-activation
+    phi  = (y_m - b_m) 1(y_m > 0)   JumpReLU, the bias is only the gate
+         = y_m 1(y_m > 0)           ReLU
+    f(x) = sum_m a_m w_m phi(y_m) + b_pre
+    loss = mean over the samples of 1/2 ||f(x) - x||^2          (+ the method's penalty)
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from simulator.methods import L1, Method, TopK
+
+Activation = Literal["jumprelu", "relu"]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The network: W (M, d), a (M,), b (M,), b_pre (d,); tensors of one dtype on one device."""
+
+    W: Tensor
+    a: Tensor
+    b: Tensor
+    b_pre: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, in a fixed order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Step(NamedTuple):
+    """What one batch yields: loss, gradients, and the statistics that bias adaptation needs."""
+
+    loss: float
+    """Mean over the batch of 1/2 ||f(x) - x||^2, without penalties."""
+    gradients: Parameters
+    """Gradients of the whole objective; `b` is zero where the biases get none (JumpReLU)."""
+    counts: Tensor
+    """Samples of the batch on which each neuron is active, (M,) int64."""
+    maxima: Tensor
+    """max(max over the batch of y_m, 0), counted over active pairs, (M,)."""
+    touched: Tensor | None = None
+    """Rows whose gradient of W is not zero, boolean (M,); None: not known."""
+
+
+def active_mask(y: Tensor, method: Method) -> Tensor:
+    """Which (sample, neuron) pairs are active: y > 0, and for TopK among the k largest of the sample.
+
+    Args:
+        y: pre-activations, shape (N, M).
+        method: only `TopK` restricts further.
+
+    Returns:
+        Boolean mask, shape (N, M).
+    """
+    mask = y > 0
+    if isinstance(method, TopK) and method.k < y.shape[1]:
+        kept = torch.zeros_like(mask)
+        kept.scatter_(1, y.topk(method.k, dim=1).indices, True)
+        mask &= kept
+    return mask
+
+
+def auxiliary_mask(y: Tensor, method: TopK, dead: Tensor) -> Tensor:
+    """Pairs of the auxiliary loss: the `auxiliary_k` largest positive pre-activations among dead neurons."""
+    hidden = torch.where(dead, y, torch.full_like(y, -torch.inf))
+    kept = torch.zeros_like(y, dtype=torch.bool)
+    kept.scatter_(1, hidden.topk(min(method.auxiliary_k, y.shape[1]), dim=1).indices, True)
+    return kept & (hidden > 0)
+
+
+def reference_step(
+    parameters: Parameters, X: Tensor, method: Method, activation: Activation, dead: Tensor | None = None
+) -> Step:
+    """One step's loss and gradients by dense autograd: slow, short, and the oracle of every engine.
+
+    Args:
+        parameters: the network.
+        X: batch, shape (N, d).
+        method: which pairs are active and what is penalised.
+        activation: "jumprelu" or "relu".
+        dead: neurons of the auxiliary loss (TopK with auxiliary_k > 0), boolean (M,).
+    """
+    with torch.enable_grad():
+        return _reference_step(parameters, X, method, activation, dead)
+
+
+def _reference_step(
+    parameters: Parameters, X: Tensor, method: Method, activation: Activation, dead: Tensor | None
+) -> Step:
+    leaves = Parameters(**{k: v.detach().requires_grad_() for k, v in parameters.tensors().items()})
+    N = X.shape[0]
+    centred = X - leaves.b_pre
+    z = centred @ leaves.W.T
+    y = z + leaves.b
+    mask = active_mask(y.detach(), method)
+    magnitude = z if activation == "jumprelu" else y
+    phi = torch.where(mask, magnitude, torch.zeros_like(magnitude))
+    residual = (phi * leaves.a) @ leaves.W + leaves.b_pre - X
+    loss = residual.square().sum() / (2 * N)
+    objective = loss
+    if isinstance(method, L1):
+        objective = objective + method.weight * (phi * leaves.W.norm(dim=1)).sum() / N
+    if isinstance(method, TopK) and method.auxiliary_k and dead is not None and bool(dead.any()):
+        spare = torch.where(
+            auxiliary_mask(y.detach(), method, dead), magnitude, torch.zeros_like(magnitude)
+        )
+        miss = (spare * leaves.a) @ leaves.W + residual.detach()
+        objective = objective + method.auxiliary_weight * miss.square().sum() / (2 * N)
+    objective.backward()
+    gradients = Parameters(
+        **{k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in leaves.tensors().items()}
+    )
+    maxima = torch.where(mask, y.detach(), torch.zeros_like(z)).amax(dim=0)
+    return Step(float(loss.detach()), gradients, mask.sum(dim=0), maxima)
+
+
+def encode(
+    X: np.ndarray,
+    W: np.ndarray,
+    b: np.ndarray,
+    b_pre: np.ndarray,
+    activation: Activation = "jumprelu",
+    k: int | None = None,
+    block: int = 1 << 24,
+) -> sparse.csr_array:
+    """Codes phi(y), sparse and in blocks of samples, so that N x M is never held densely.
+
+    Args:
+        X: inputs on the scale the network was trained on, shape (N, d).
+        W, b, b_pre: the network, shapes (M, d), (M,), (d,).
+        activation: "jumprelu" or "relu".
+        k: keep only the k largest positive pre-activations of each sample (TopK).
+        block: pre-activations held at once.
+
+    Returns:
+        Codes, shape (N, M), without the output scales a.
+    """
+    method: Method = L1(0.0) if k is None else TopK(k)
+    rows = max(1, block // W.shape[0])
+    weights, bias = torch.as_tensor(W), torch.as_tensor(b)
+    parts = []
+    for start in range(0, X.shape[0], rows):
+        z = torch.as_tensor(X[start : start + rows] - b_pre).to(weights.dtype) @ weights.T
+        y = z + bias
+        mask = active_mask(y, method)
+        sample, neuron = mask.nonzero(as_tuple=True)
+        values = (z if activation == "jumprelu" else y)[mask].numpy()
+        pointer = np.concatenate([[0], np.cumsum(mask.sum(dim=1).numpy())])
+        parts.append(sparse.csr_array((values, neuron.numpy(), pointer), shape=tuple(mask.shape)))
+    if not parts:
+        return sparse.csr_array((0, W.shape[0]), dtype=W.dtype)
+    return sparse.csr_array(sparse.vstack(parts, format="csr"))
+
+
+def decode(codes: sparse.csr_array, W: np.ndarray, a: np.ndarray, b_pre: np.ndarray) -> np.ndarray:
+    """f(x) = sum_m a_m w_m phi_m + b_pre from sparse codes (N, M); shape (N, d)."""
+    return codes @ (W * a[:, None]) + b_pre

@@ -1,0 +1,142 @@
+"""Files: safetensors with a JSON header, written atomically. No pickle anywhere.
+
+A file is written under a temporary name in the same folder, flushed to disk and renamed, so that a
+process killed at any moment leaves either the old file or the new one.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from simulator.errors import RequestError
+
+_HEADER = "sae-recovery"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise RequestError(f"cannot write to {path.parent}: {error.strerror}; name a folder with write access") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files that only their owner can read; results are ordinary files.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise RequestError(
+            f"cannot write {path}: {error.strerror}; free some space or name another folder"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header to one safetensors file.
+
+    Args:
+        path: the file; its folder is made.
+        tensors: name -> tensor or array.
+        header: anything JSON can hold.
+    """
+    ready = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, save(ready, metadata={_HEADER: json.dumps(header)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file written by `save_tensors`.
+
+    Raises:
+        RequestError: the file is missing, truncated, damaged or from elsewhere.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        header = json.loads(metadata[_HEADER])
+    except FileNotFoundError:
+        raise RequestError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(
+            f"{path} is truncated, damaged or not written by sae-recovery ({reason}); "
+            "remove it to start again, or restore it"
+        ) from None
+    return tensors, header
+
+
+def read_matrix(path: Path, *, mapped: bool = True) -> np.ndarray:
+    """A matrix from `.npy` or from the only matrix of a `.safetensors` file.
+
+    Args:
+        path: the file.
+        mapped: map a `.npy` file instead of reading it.
+
+    Returns:
+        Array of shape (N, d), floating point; bfloat16 and float16 become float32.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"{path} is not a file; give a .npy or .safetensors file with a matrix")
+    if path.stat().st_size == 0:
+        raise RequestError(f"{path} is empty; give a .npy or .safetensors file with a matrix")
+    if path.suffix == ".npy":
+        try:
+            matrix = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise RequestError(f"{path} is no readable .npy file ({reason}); write it with numpy.save") from None
+    elif path.suffix == ".safetensors":
+        matrix = _only_matrix(path)
+    else:
+        raise RequestError(f"{path} has the ending {path.suffix!r}; give a .npy or .safetensors file")
+    return as_matrix(matrix, str(path))
+
+
+def _only_matrix(path: Path) -> np.ndarray:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [n for n in file.keys() if len(file.get_slice(n).get_shape()) == 2]  # noqa: SIM118
+            if len(names) != 1:
+                found = ", ".join(names) or "none"
+                raise RequestError(f"{path} must hold exactly one matrix; it holds: {found}")
+            tensor = file.get_tensor(names[0])
+    except SafetensorError as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"{path} is no readable .safetensors file ({reason})") from None
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    return tensor.numpy()
+
+
+def as_matrix(matrix: np.ndarray, name: str) -> np.ndarray:
+    """The array if it is a non-empty real matrix, else one line that says why not.
+
+    Integers and half precision become float32. Values are not looked at.
+    """
+    if matrix.ndim != 2:
+        raise RequestError(f"{name} has shape {matrix.shape}; a matrix (rows, d) is needed")
+    if 0 in matrix.shape:
+        raise RequestError(f"{name} is empty: shape {matrix.shape}; at least one row and one column are needed")
+    if matrix.dtype.kind not in "fiu":
+        raise RequestError(f"{name} has dtype {matrix.dtype}; real numbers (float32 or float64) are needed")
+    if matrix.dtype in (np.float32, np.float64):
+        return matrix
+    return matrix.astype(np.float32)

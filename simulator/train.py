@@ -1,0 +1,434 @@
+"""One training loop for every method: `fit(source, training, seed) -> Fit`.
+
+Algorithm 1 of Chen et al. 2025 (arXiv:2506.14002): batch, normalise, step on everything but the
+biases, fill the buffer, adapt the biases when it is full. Batch t depends on the seed and t only, so
+that a run continued from a checkpoint is bit-equal on the CPU to one that was never stopped (for one
+set of versions, one number of threads and one engine).
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.special import ndtri
+from torch import Tensor
+
+from simulator import sae
+from simulator.adaptation import adapt, group_bounds
+from simulator.config import fingerprint, to_config
+from simulator.engine import EngineName, make_engine
+from simulator.errors import RequestError
+from simulator.methods import BA, GBA, L1, Method, TopK, check_count
+from simulator.optimiser import AdamW
+from simulator.rng import stream
+from simulator.sae import Activation, Parameters
+from simulator.storage import load_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
+
+Observer = Callable[[int, np.ndarray, np.ndarray], Mapping[str, float]]
+
+
+class Source(Protocol):
+    """Where batches come from: a world's stream, a matrix of activations, or your own."""
+
+    d: int
+
+    def batch(self, t: int, size: int) -> Tensor:
+        """Batch t = 0, 1, ..., shape (size, d); must depend on nothing but t and size."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """What identifies the data, JSON-able; a checkpoint is only continued on equal data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that changes the numbers of a run, except the data and the seed."""
+
+    method: Method
+    """What differs between methods: `BA`, `GBA`, `TopK` or `L1`."""
+    neurons: int
+    """M, width of the network."""
+    steps: int
+    """T, optimiser steps."""
+    batch: int = 512
+    """N_t, samples per step."""
+    activation: Activation = "jumprelu"
+    """"jumprelu": the bias only gates and L1 and TopK keep b fixed; "relu": the bias also shifts."""
+    learning_rate: float = 1e-3
+    """AdamW's learning rate (the paper's is not known)."""
+    decay: float = 0.0
+    """Last share of the steps over which the learning rate falls linearly to 0."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay; with unit rows it acts on a and b_pre only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    start_scale: float = 0.01
+    """Value of every output scale a_m at the start, trained from there on. Small on purpose: while the
+    output is small the residual is -x and every neuron learns on its own from the inputs it fires on,
+    as the theory assumes; at 1 the neurons compete from the first step on, before they point anywhere."""
+    start_bias: Literal["zero", "quantile"] = "zero"
+    """"zero" as in the paper; "quantile": at -Phibar^{-1}(p) rms||x|| / sqrt(d), where a random neuron
+    already meets its target p (methods with targets only)."""
+    unit_rows: bool = True
+    """Scale the rows of W to unit norm after every step."""
+    normalise: bool = True
+    """Scale every input to unit norm; a zero row stays zero."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the network and of the inputs."""
+
+    def __post_init__(self) -> None:
+        check_count("neurons", self.neurons)
+        check_count("steps", self.steps, 0)
+        check_count("batch", self.batch)
+        if not isinstance(self.method, BA | GBA | TopK | L1):
+            raise RequestError(f"method = {self.method!r} is no method; take BA, GBA, TopK or L1")
+        for name in ("learning_rate", "eps", "start_scale"):
+            if not (0 < getattr(self, name) < float("inf")):
+                raise RequestError(f"{name} = {getattr(self, name)} must be positive and finite")
+        if not (0 <= self.weight_decay < float("inf")):
+            raise RequestError(f"weight_decay = {self.weight_decay} must be finite and not negative")
+        if not (0 <= self.decay <= 1):
+            raise RequestError(f"decay = {self.decay} is no share of the steps; it must lie in [0, 1]")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RequestError(f"betas = {self.betas} must be two numbers in [0, 1)")
+        for name, allowed in (
+            ("activation", ("jumprelu", "relu")),
+            ("start_bias", ("zero", "quantile")),
+            ("dtype", ("float32", "float64")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise RequestError(f"{name} = {getattr(self, name)!r} is unknown; take {' or '.join(allowed)}")
+        adaptive = isinstance(self.method, BA | GBA)
+        if self.start_bias == "quantile" and not adaptive:
+            raise RequestError("start_bias = 'quantile' needs target frequencies; take BA, GBA or start_bias = 'zero'")
+        if isinstance(self.method, GBA) and self.method.groups > self.neurons:
+            raise RequestError(f"{self.method.groups} groups need at least as many neurons, not {self.neurons}")
+        if isinstance(self.method, TopK) and self.method.k > self.neurons:
+            raise RequestError(f"k = {self.method.k} lies above the {self.neurons} neurons; take k <= neurons")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Parameters that get gradient steps."""
+        trains_bias = self.activation == "relu" and not isinstance(self.method, BA | GBA)
+        return ("W", "a", "b_pre", "b") if trains_bias else ("W", "a", "b_pre")
+
+    def group_bounds(self) -> list[tuple[int, int]]:
+        """Neurons of each group, first and past-last; empty for methods without groups."""
+        return group_bounds(self.neurons, self.method.groups) if isinstance(self.method, BA | GBA) else []
+
+    def targets(self) -> np.ndarray | None:
+        """Target activation frequency per neuron, shape (M,); None for methods without targets."""
+        if not isinstance(self.method, BA | GBA):
+            return None
+        sizes = [stop - start for start, stop in self.group_bounds()]
+        return np.repeat(self.method.target_frequencies(), sizes)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The outcome of a run. A run that diverged is a value (`status`), not an exception."""
+
+    W: np.ndarray
+    """(M, d)."""
+    a: np.ndarray
+    """Output scales, (M,)."""
+    b: np.ndarray
+    """Biases, (M,)."""
+    b_pre: np.ndarray
+    """(d,)."""
+    W_start: np.ndarray
+    """W before training, (M, d): what the untrained network of the same shape can do."""
+    history: dict[str, np.ndarray]
+    """One entry per record: step, loss (normalised, mean since the last record), mean_l0, dead (neurons
+    without activation since the last record), and what the observer returned."""
+    status: Literal["finished", "diverged"]
+    steps: int
+    """Steps done."""
+    seconds: float
+    """Training time, over all sittings."""
+    training: Training
+    targets: np.ndarray | None = field(default=None)
+    """Target activation frequency per neuron, (M,), where the method has them."""
+
+    def prepare(self, X: np.ndarray) -> np.ndarray:
+        """Inputs on the scale of training: unit rows where `Training.normalise`; shape (N, d)."""
+        X = np.asarray(X, self.W.dtype)
+        return normalise_rows(torch.from_numpy(X)).numpy() if self.training.normalise else X
+
+    def encode(self, X: np.ndarray) -> sparse.csr_array:
+        """Codes phi of prepared inputs (N, d); sparse, shape (N, M), without the output scales."""
+        method = self.training.method
+        k = method.k if isinstance(method, TopK) else None
+        return sae.encode(X, self.W, self.b, self.b_pre, self.training.activation, k)
+
+    def decode(self, codes: sparse.csr_array) -> np.ndarray:
+        """Reconstructions from codes (N, M); shape (N, d)."""
+        return sae.decode(codes, self.W, self.a, self.b_pre)
+
+
+def normalise_rows(X: Tensor) -> Tensor:
+    """X with every row scaled to unit norm; zero rows stay zero."""
+    norms = X.norm(dim=1, keepdim=True)
+    return X / torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first GPU, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError):
+        raise RequestError(f"device {name!r} is not available here; take cpu or auto") from None
+
+
+def choose_threads(training: Training, d: int) -> int:
+    """Threads worth using: one while a step's encoder product is under 2^29 multiplications."""
+    return 1 if training.batch * training.neurons * d < 1 << 29 else torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Set torch's number of threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Run:
+    """The state of a run between two steps: all of it, so that it can be saved and continued."""
+
+    def __init__(self, source: Source, training: Training, seed: int, device: torch.device, engine: EngineName, threads: int):
+        self.source, self.training, self.device = source, training, device
+        dtype = getattr(torch, training.dtype)
+        M, d = training.neurons, source.d
+        directions = stream(seed, "initialisation").standard_normal((M, d))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        self.W_start = directions.astype(training.dtype)
+        like = {"dtype": dtype, "device": device}
+        targets = training.targets()
+        self.parameters = Parameters(
+            torch.from_numpy(self.W_start.copy()).to(device),
+            torch.full((M,), training.start_scale, **like),
+            torch.zeros(M, **like),
+            torch.zeros(d, **like),
+        )
+        if targets is not None:
+            self.targets = torch.from_numpy(targets).to(**like)
+            self.bounds = training.group_bounds()
+            if training.start_bias == "quantile":
+                # A random unit neuron sees w . x ~ N(0, rms||x||^2 / d).
+                spread = 1.0 if training.normalise else float(self.batch(0).square().sum(dim=1).mean().sqrt())
+                start = np.minimum(ndtri(targets) * spread / d**0.5, 0.0)
+                self.parameters.b.copy_(torch.from_numpy(start))
+        self.engine = make_engine(engine, training.method, training.activation, device, threads)
+        compiled = type(self.engine).__name__ == "SparseEngine"
+        self.optimiser = AdamW(
+            self.parameters, training.trained, training.learning_rate, training.weight_decay, training.betas,
+            training.eps, training.unit_rows, compiled, threads,
+        )  # fmt: skip
+        self.t = 0
+        self.seconds = 0.0
+        self.buffered = 0
+        self.buffer_counts = torch.zeros(M, dtype=torch.int64, device=device)
+        self.buffer_maxima = torch.zeros(M, **like)
+        self.window_counts = torch.zeros(M, dtype=torch.int64, device=device)
+        self.window = {"samples": 0, "loss": 0.0, "energy": 0.0}
+        self.last_active = torch.zeros(M, dtype=torch.int64, device=device)
+        self.records: list[dict[str, float]] = []
+
+    def batch(self, t: int) -> Tensor:
+        X = self.source.batch(t, self.training.batch).to(self.device, self.parameters.W.dtype)
+        return normalise_rows(X) if self.training.normalise else X
+
+    def advance(self) -> float:
+        """One step of Algorithm 1; returns the loss of its batch."""
+        training, method = self.training, self.training.method
+        X = self.batch(self.t)
+        N = X.shape[0]
+        dead = None
+        if isinstance(method, TopK) and method.auxiliary_k:
+            dead = self.t * N - self.last_active >= method.dead_after
+        step = self.engine.step(self.parameters, X, dead)
+        self.t += 1
+        tail = training.decay * training.steps
+        factor = min(1.0, (training.steps - self.t + 1) / tail) if tail >= 1 else 1.0
+        self.optimiser.update(self.parameters, step, self.t, factor)
+        if isinstance(method, BA | GBA):
+            self.buffer_counts += step.counts
+            torch.maximum(self.buffer_maxima, step.maxima, out=self.buffer_maxima)
+            self.buffered += N
+            if self.buffered >= method.buffer:
+                q = self.buffer_counts.to(self.targets.dtype) / self.buffered
+                b = adapt(self.parameters.b, q, self.buffer_maxima, self.targets, self.bounds, method.rule)
+                self.parameters.b.copy_(b)
+                self.buffered = 0
+                self.buffer_counts.zero_()
+                self.buffer_maxima.zero_()
+        if dead is not None:
+            self.last_active[step.counts > 0] = self.t * N
+        self.window_counts += step.counts
+        self.window["samples"] += N
+        self.window["loss"] += step.loss * 2 * N
+        self.window["energy"] += float(X.square().sum())
+        return step.loss
+
+    def record(self, observe: Observer | None) -> None:
+        """Append one line of history and start a new window."""
+        samples = self.window["samples"]
+        row = {
+            "step": float(self.t),
+            "loss": self.window["loss"] / max(self.window["energy"], 1e-30),
+            "mean_l0": int(self.window_counts.sum()) / max(samples, 1),
+            "dead": float((self.window_counts == 0).sum()),
+        }
+        if observe is not None:
+            row |= observe(self.t, self.parameters.W.cpu().numpy(), self.parameters.b.cpu().numpy())
+        self.records.append(row)
+        self.window_counts.zero_()
+        self.window = {"samples": 0, "loss": 0.0, "energy": 0.0}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        counters = ("buffer_counts", "buffer_maxima", "window_counts", "last_active")
+        return (
+            {f"parameter.{name}": value for name, value in self.parameters.tensors().items()}
+            | {f"optimiser.{name}": value for name, value in self.optimiser.state().items()}
+            | {name: getattr(self, name) for name in counters}
+        )
+
+    def save(self, path: Path, identity: Mapping[str, Any], status: str) -> None:
+        scalars = {
+            "t": self.t, "seconds": self.seconds, "buffered": self.buffered, "window": self.window,
+            "records": self.records, "status": status,
+        }  # fmt: skip
+        save_tensors(path, self._tensors(), {"identity": identity, "run": scalars})
+
+    def load(self, path: Path, identity: Mapping[str, Any]) -> str:
+        tensors, header = load_tensors(path)
+        if header.get("identity", {}).get("fingerprint") != identity["fingerprint"]:
+            raise RequestError(
+                f"{path} belongs to another configuration ({_difference(header.get('identity'), identity)}); "
+                "repeat its command, or name another folder"
+            )
+        mine = self._tensors()
+        if set(mine) != set(tensors) or any(mine[k].shape != tensors[k].shape for k in mine):
+            raise RequestError(f"{path} is not complete; remove it to start again")
+        if header["identity"].get("versions") != identity["versions"]:
+            logger.warning("%s was written with other versions: the rest of the run is not bit-equal", path)
+        for name, value in tensors.items():
+            mine[name].copy_(value)
+        run = header["run"]
+        self.t, self.seconds, self.buffered = run["t"], run["seconds"], run["buffered"]
+        self.window, self.records = run["window"], run["records"]
+        return run["status"]
+
+    def fit(self, status: Literal["finished", "diverged"]) -> Fit:
+        names = list(self.records[0]) if self.records else ["step", "loss", "mean_l0", "dead"]
+        history = {name: np.array([row[name] for row in self.records]) for name in names}
+        arrays = {name: value.cpu().numpy().copy() for name, value in self.parameters.tensors().items()}
+        return Fit(
+            **arrays, W_start=self.W_start, history=history, status=status, steps=self.t,
+            seconds=self.seconds, training=self.training, targets=self.training.targets(),
+        )  # fmt: skip
+
+
+def _difference(theirs: Any, ours: Any, path: str = "") -> str:
+    """The first place where two configurations differ, in words."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(set(theirs) | set(ours)):
+            if key not in ("fingerprint", "versions") and theirs.get(key) != ours.get(key):
+                return _difference(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key)
+    return f"{path or 'configuration'}: {theirs!r} there, {ours!r} here"
+
+
+def fit(
+    source: Source,
+    training: Training,
+    seed: int,
+    *,
+    device: str = "auto",
+    engine: EngineName = "auto",
+    threads: int | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 20.0,
+    record_every: int | None = None,
+    observe: Observer | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Fit:
+    """Train one sparse autoencoder.
+
+    Args:
+        source: batches of activations; `World.stream(seed)`, `ActivationMatrix`, or your own `Source`.
+        training: method, width, steps and settings.
+        seed: decides the initial W (stream "initialisation"). The source has a seed of its own.
+        device: "auto" (first GPU, else CPU), "cpu", "cuda", "cuda:1", ...
+        engine: "auto", "sparse", "torch" or "reference"; all compute the same step.
+        threads: on the CPU; None chooses by the size of a step.
+        checkpoint: file to continue from if it exists and to save to every `checkpoint_seconds` and at
+            the end. A checkpoint of another configuration is refused.
+        checkpoint_seconds: time between two saves; any value gives the same numbers.
+        record_every: steps between two lines of history; None: 200 lines per run.
+        observe: called with (step, W, b) at every line of history, at step 0 too; its values join the line.
+        progress: called with (step, loss) after every step.
+
+    Returns:
+        `Fit`; status "diverged" if the loss stopped being finite, with the parameters as they were then.
+
+    Raises:
+        RequestError: an impossible request, or a checkpoint that cannot be continued.
+    """
+    place = choose_device(device)
+    threads = choose_threads(training, source.d) if threads is None else threads
+    check_count("threads", threads)
+    every = max(1, training.steps // 200) if record_every is None else record_every
+    check_count("record_every", every)
+    with torch_threads(threads), torch.no_grad():
+        run = _Run(source, training, seed, place, engine, threads)
+        identity = {
+            "training": to_config(training), "source": source.config(), "seed": seed, "engine": type(run.engine).__name__,
+            "device": place.type, "threads": threads, "record_every": every,
+        }  # fmt: skip
+        identity["fingerprint"] = fingerprint(identity)
+        identity["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
+        status: Any = "running"
+        if checkpoint is not None and checkpoint.exists():
+            status = run.load(checkpoint, identity)
+            if status != "running":
+                return run.fit(status)
+        began = saved = time.perf_counter()
+        before = run.seconds
+        if not run.records:
+            run.record(observe)
+        while run.t < training.steps and status == "running":
+            loss = run.advance()
+            if not np.isfinite(loss):
+                status = "diverged"
+            if run.t % every == 0 or run.t == training.steps or status == "diverged":
+                run.record(observe)
+            if progress is not None:
+                progress(run.t, loss)
+            now = time.perf_counter()
+            run.seconds = before + now - began
+            if checkpoint is not None and now - saved >= checkpoint_seconds:
+                run.save(checkpoint, identity, status)
+                saved = time.perf_counter()
+        status = "finished" if status == "running" else status
+        if checkpoint is not None:
+            run.save(checkpoint, identity, status)
+        return run.fit(status)

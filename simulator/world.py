@@ -1,0 +1,238 @@
+"""The world: the law of X = H V (+ noise), samples of it and an endless stream of batches."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Float
+
+from simulator.checks import real, whole
+from simulator.coefficients import Coefficients, ConstantCoefficients
+from simulator.config import to_config
+from simulator.dictionaries import Dictionary, Gaussian
+from simulator.draws import Rows
+from simulator.errors import RequestError
+from simulator.rng import stream
+from simulator.supports import Support
+
+# Samples whose noise is drawn at once: bounds the float64 intermediate of a large sample.
+_NOISE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N samples of a world: X = H V (+ noise).
+
+    Attributes:
+        X: inputs, (N, d).
+        H: non-negative coefficients, scipy csr array (N, n), indices ascending; every stored entry is positive.
+        V: the planted dictionary, (n, d), rows are the features.
+    """
+
+    X: Float[np.ndarray, "N d"]
+    H: scipy.sparse.csr_array
+    V: Float[np.ndarray, "n d"]
+
+
+@dataclass(frozen=True)
+class World:
+    """The law of x = sum_i h_i v_i + noise (Chen et al. 2025, arXiv:2506.14002, there without noise).
+
+    A world is a law and holds no seed; the same seed gives the same dictionary and the same samples.
+
+    Attributes:
+        n: number of features.
+        d: dimension of the inputs; n > d is superposition.
+        support: law of the active features of a sample.
+        dictionary: law of V.
+        coefficients: law of the non-zero coefficients.
+        unit_rows: whether rows of H are divided by their l2 norms (s equal coefficients become 1 / sqrt(s)).
+        noise: standard deviation of isotropic Gaussian noise on each of the d coordinates of x; the noise has
+            norm about noise sqrt(d). With `unit_rows`, h V has norm about sqrt(d) for a `Gaussian` V, so
+            there `noise` is the ratio of noise to signal, and about 1 if the rows of V have norm 1.
+
+    Raises:
+        RequestError: n or d < 1, noise that is negative or not finite, or a law impossible with n and d.
+    """
+
+    n: int
+    d: int
+    support: Support
+    dictionary: Dictionary = Gaussian()
+    coefficients: Coefficients = ConstantCoefficients()
+    unit_rows: bool = True
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", whole("number of features n", self.n, 1))
+        object.__setattr__(self, "d", whole("dimension d", self.d, 1))
+        object.__setattr__(self, "noise", real("noise", self.noise, 0))
+        self.support.check(self.n)
+        self.dictionary.check(self.n, self.d)
+
+    @property
+    def mean_active(self) -> float:
+        """Expected number of active features in a sample."""
+        return self.support.mean_active
+
+    def frequencies(self) -> Float[np.ndarray, " n"]:
+        """f_i = P(feature i is active) of the law, exact."""
+        return self.support.feature_frequencies(self.n)
+
+    def features(self, seed: int) -> Float[np.ndarray, "n d"]:
+        """The dictionary V of this seed in float64, from the random stream "dictionary"."""
+        return self.dictionary.draw(self.n, self.d, stream(seed, "dictionary"))
+
+    def sample(self, N: int, seed: int, *, name: str = "sample", dtype: Any = np.float32) -> Sample:
+        """N samples with the dictionary of `seed`.
+
+        Args:
+            N: number of samples, >= 1.
+            seed: whole number, 0 <= seed < 2**63.
+            name: another name gives fresh H and noise with the same V, apart from the batches of `stream`.
+            dtype: np.float32 or np.float64, of X, H and V. The random numbers are the same for both.
+
+        Raises:
+            RequestError: N < 1, a seed out of range or another dtype.
+        """
+        whole("number of samples N", N, 1)
+        torch_dtype = _float_dtype(dtype)
+        rng = stream(seed, f"sample/{name}")
+        rows, coefficients = self.row_sampler()(N, rng)
+        V = torch.from_numpy(self.features(seed)).to(torch_dtype)
+        X = _combine(rows, coefficients, V)
+        _add_noise(X, self.noise, rng)
+        return Sample(X.numpy(), _matrix(rows, coefficients, self.n, torch_dtype), V.numpy())
+
+    def stream(
+        self, seed: int, *, dtype: Any = torch.float32, device: str | torch.device = "cpu"
+    ) -> "WorldStream":
+        """The endless stream of batches of `seed`; see `WorldStream`."""
+        return WorldStream(self, seed, dtype=dtype, device=device)
+
+    def row_sampler(self) -> Callable[[int, np.random.Generator], tuple[Rows, Float[np.ndarray, " entries"]]]:
+        """The prepared sampler of H: (N, rng) to the supports and the float64 coefficients of N samples."""
+        draw = self.support.sampler(self.n)
+
+        def sample(N: int, rng: np.random.Generator) -> tuple[Rows, np.ndarray]:
+            rows = draw(N, rng)
+            coefficients = self.coefficients.draw(rows.indices, rng)
+            return rows, _unit_norm(rows, coefficients) if self.unit_rows else coefficients
+
+        return sample
+
+
+class WorldStream:
+    """Endless batches X of a world. Batch t depends on the seed and t only, so a run can resume anywhere.
+
+    Memory is that of V and of one batch. The numbers are drawn on the CPU, so they are the same for every
+    device; only the product H V is computed on `device`.
+
+    Attributes:
+        world: the law.
+        seed: the seed.
+        n, d: number of features and dimension.
+
+    Raises:
+        RequestError: a seed out of range, a dtype that is not float32 or float64, or an unknown device.
+    """
+
+    def __init__(
+        self, world: World, seed: int, *, dtype: Any = torch.float32, device: str | torch.device = "cpu"
+    ) -> None:
+        self.world = world
+        self.seed = seed
+        self.n = world.n
+        self.d = world.d
+        self._dtype = _float_dtype(dtype)
+        try:
+            self._dictionary = torch.from_numpy(world.features(seed)).to(device=device, dtype=self._dtype)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise RequestError(f"device {str(device)!r} cannot be used: {reason}") from None
+        self._sample_rows = world.row_sampler()
+
+    @functools.cached_property
+    def V(self) -> Float[np.ndarray, "n d"]:
+        """The planted dictionary (n x d) in the dtype of the stream; on the CPU a view of what it uses."""
+        return self._dictionary.cpu().numpy()
+
+    def batch(self, t: int, size: int) -> Float[torch.Tensor, "size d"]:
+        """Batch number t >= 0 of `size` >= 1 samples: X of shape (size, d)."""
+        rng = self._batch_rng(t, size)
+        X = _combine(*self._sample_rows(size, rng), self._dictionary)
+        _add_noise(X, self.world.noise, rng)
+        return X
+
+    def sparse_batch(self, t: int, size: int) -> scipy.sparse.csr_array:
+        """The H (size, n) of `batch(t, size)`."""
+        rows, coefficients = self._sample_rows(size, self._batch_rng(t, size))
+        return _matrix(rows, coefficients, self.n, self._dtype)
+
+    def config(self) -> dict[str, Any]:
+        """What identifies the data: the world and the seed, JSON-able."""
+        return {"type": "WorldStream", "world": to_config(self.world), "seed": self.seed}
+
+    def _batch_rng(self, t: int, size: int) -> np.random.Generator:
+        whole("size of a batch", size, 1)
+        return stream(self.seed, "batches", whole("number t of a batch", t, 0))
+
+
+def _unit_norm(rows: Rows, coefficients: np.ndarray) -> np.ndarray:
+    """Coefficients divided by the l2 norms of their rows."""
+    sizes = np.diff(rows.indptr)
+    N = sizes.size
+    size = int(sizes[0])
+    if size > 0 and (sizes == size).all():
+        by_row = coefficients.reshape(N, size)
+        return (by_row / np.sqrt(np.einsum("ij,ij->i", by_row, by_row))[:, None]).reshape(-1)
+    row = np.repeat(np.arange(N), sizes)
+    squares = np.bincount(row, coefficients * coefficients, minlength=N)
+    return coefficients / np.sqrt(squares)[row]
+
+
+def _combine(rows: Rows, coefficients: np.ndarray, V: torch.Tensor) -> Float[torch.Tensor, "N d"]:
+    """H V as a sum of s rows of V per sample, without an intermediate of N x s x d."""
+    return torch.nn.functional.embedding_bag(
+        torch.from_numpy(rows.indices).to(V.device),
+        V,
+        torch.from_numpy(rows.indptr).to(V.device),
+        mode="sum",
+        per_sample_weights=torch.from_numpy(coefficients).to(device=V.device, dtype=V.dtype),
+        include_last_offset=True,
+    )
+
+
+def _add_noise(X: torch.Tensor, noise: float, rng: np.random.Generator) -> None:
+    """Add the noise to X in place, a block of rows at a time; the blocks do not change the numbers."""
+    if noise == 0:
+        return
+    for start in range(0, len(X), _NOISE_ROWS):
+        block = X[start : start + _NOISE_ROWS]
+        block += torch.from_numpy(noise * rng.standard_normal(tuple(block.shape))).to(block)
+
+
+def _matrix(rows: Rows, coefficients: np.ndarray, n: int, dtype: torch.dtype) -> scipy.sparse.csr_array:
+    values = torch.from_numpy(coefficients).to(dtype).numpy()
+    H = scipy.sparse.csr_array((values, rows.indices, rows.indptr), shape=(rows.indptr.size - 1, n))
+    H.has_canonical_format = True
+    return H
+
+
+def _float_dtype(dtype: Any) -> torch.dtype:
+    """torch.float32 or torch.float64 from a NumPy or torch dtype or its name."""
+    names = {"float32": torch.float32, "float64": torch.float64}
+    if isinstance(dtype, torch.dtype):
+        name = str(dtype).removeprefix("torch.")
+    else:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = str(dtype)
+    if name not in names:
+        raise RequestError(f"dtype {name} is not supported; choose float32 or float64")
+    return names[name]

@@ -1,0 +1,29 @@
+"""Shared by all tests: shapes in annotations are enforced, one thread, no display."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+# Modules whose functions are compiled by numba stay out: the hook wraps every function.
+_HOOK = install_import_hook(
+    ["simulator.world", "simulator.dictionaries", "simulator.frequencies", "theory"], "typecheck.check"
+)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> np.random.Generator:
+    """Fixed randomness for tests that need some data."""
+    return np.random.default_rng(20250614)

@@ -1,0 +1,315 @@
+"""The loop: every method passes one conformance list; runs continue bit-equal; failures are values."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simulator import (
+    BA,
+    GBA,
+    L1,
+    ActivationMatrix,
+    Exactly,
+    RequestError,
+    TopK,
+    Training,
+    TwoSided,
+    World,
+    fit,
+    stream,
+)
+from simulator.reference import adapt_biases, reference_gba
+from simulator.train import normalise_rows
+
+WORLD = World(n=24, d=10, support=Exactly(2))
+TRAININGS = {
+    "ba": Training(BA(0.1, buffer=256), neurons=40, steps=60, batch=64),
+    "ba, two-sided": Training(BA(0.1, rule=TwoSided(), buffer=256), neurons=40, steps=60, batch=64),
+    "gba": Training(GBA(0.3, 0.02, groups=3, buffer=300), neurons=41, steps=60, batch=64),
+    "gba, quantile, float64": Training(
+        GBA(0.3, 0.02, groups=3, buffer=300), neurons=41, steps=60, batch=64, start_bias="quantile", dtype="float64"
+    ),
+    "topk": Training(TopK(3), neurons=40, steps=60, batch=64),
+    "topk, auxiliary, relu": Training(
+        TopK(3, auxiliary_k=4, dead_after=640), neurons=40, steps=60, batch=64, activation="relu"
+    ),
+    "l1, relu": Training(L1(0.02), neurons=40, steps=60, batch=64, activation="relu", weight_decay=0.01),
+    "free rows, raw inputs": Training(
+        L1(0.01), neurons=40, steps=60, batch=64, unit_rows=False, normalise=False, decay=0.5
+    ),
+}
+
+
+def assert_identical(one, other):
+    for name in ("W", "a", "b", "b_pre", "W_start"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert list(one.history) == list(other.history)
+    for name in one.history:
+        np.testing.assert_array_equal(one.history[name], other.history[name])
+    assert (one.status, one.steps) == (other.status, other.steps)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(t, loss):
+        if t == step:
+            raise Interrupted
+
+    return progress
+
+
+@pytest.mark.parametrize("engine", ["sparse", "torch", "reference"])
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_method_learns_repeats_and_resumes(name, engine, tmp_path):
+    training = TRAININGS[name]
+    arguments = {"seed": 3, "engine": engine, "device": "cpu", "threads": 1, "record_every": 7}
+    whole = fit(WORLD.stream(3), training, **arguments)
+    assert whole.status == "finished"
+    assert whole.steps == training.steps
+    assert whole.W.dtype == np.dtype(training.dtype)
+    assert whole.history["step"].tolist() == [*range(0, 60, 7), 60]
+    assert whole.history["loss"][-1] < whole.history["loss"][1]
+    if training.unit_rows:
+        np.testing.assert_allclose(np.linalg.norm(whole.W, axis=1), 1, atol=1e-6)
+    assert_identical(fit(WORLD.stream(3), training, **arguments), whole)
+
+    # Stopped in mid-run, after a checkpoint at every step, and continued: bit-equal.
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        fit(WORLD.stream(3), training, **arguments, checkpoint=file, checkpoint_seconds=0, progress=stop_at(33))
+    resumed = fit(WORLD.stream(3), training, **arguments, checkpoint=file)
+    assert_identical(resumed, whole)
+    # A finished checkpoint gives the result again without a step.
+    again = fit(WORLD.stream(3), training, **arguments, checkpoint=file, progress=stop_at(1))
+    assert_identical(again, whole)
+    assert again.seconds == resumed.seconds
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_engines_agree_over_a_run(name):
+    training = dataclasses.replace(TRAININGS[name], dtype="float64")
+    runs = [
+        fit(WORLD.stream(5, dtype=torch.float64), training, 5, device="cpu", engine=engine, threads=1)
+        for engine in ("reference", "sparse", "torch")
+    ]
+    for run in runs[1:]:
+        np.testing.assert_allclose(run.W, runs[0].W, atol=1e-9)
+        np.testing.assert_allclose(run.b, runs[0].b, atol=1e-9)
+
+
+def test_another_seed_is_another_run():
+    runs = [fit(WORLD.stream(seed), TRAININGS["ba"], seed, device="cpu") for seed in (0, 1)]
+    assert abs(np.corrcoef(runs[0].W.ravel(), runs[1].W.ravel())[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("engine", ["sparse", "torch", "reference"])
+def test_equals_the_reference_on_one_page(engine):
+    """Algorithms 1 and 2 as written for a lecture against `fit`, in float64, through 40 adaptations."""
+    training = Training(
+        GBA(0.3, 0.02, groups=3, buffer=320), neurons=31, steps=200, batch=64, dtype="float64"
+    )
+    source = WORLD.stream(7, dtype=torch.float64)
+    ours = fit(source, training, 7, device="cpu", engine=engine, threads=1)
+    W = stream(7, "initialisation").standard_normal((31, 10))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
+    group = [k for k, (start, stop) in enumerate(training.group_bounds()) for _ in range(start, stop)]
+    theirs = reference_gba(
+        (source.batch(t, 64) for t in range(200)), torch.from_numpy(W), group,
+        list(training.method.target_frequencies()), buffer=320,
+    )  # fmt: skip
+    for name, expected in zip(("W", "a", "b", "b_pre"), theirs, strict=True):
+        np.testing.assert_allclose(getattr(ours, name), expected, atol=1e-9, err_msg=name)
+    assert (ours.b < 0).any()
+
+
+def test_reference_adaptation_by_hand():
+    # One neuron fires on 3 of 4 samples, r = 2: q = 0.75 > p = 0.5, b = -0.1 - 0.01 * 2 = -0.12.
+    # The other never fires: raised by 0.01 * rbar, rbar = 2 (the mean over those with r > 0): b = -0.28.
+    y = torch.tensor([[2.0, -1.0], [1.0, -0.5], [0.5, -2.0], [-1.0, -0.1]], dtype=torch.float64)
+    b = torch.tensor([-0.1, -0.3], dtype=torch.float64)
+    np.testing.assert_allclose(adapt_biases(b, y, [0, 0], [0.5]), [-0.12, -0.28], atol=1e-15)
+
+
+def test_biases_reach_their_targets():
+    """Over training the measured frequency of a live neuron ends below, and near, its ceiling."""
+    training = Training(BA(0.05, buffer=2048), neurons=64, steps=1500, batch=256, start_bias="quantile")
+    outcome = fit(WORLD.stream(0), training, 0, device="cpu")
+    codes = outcome.encode(outcome.prepare(WORLD.sample(20_000, 0, name="test").X))
+    q = np.diff(codes.tocsc().indptr) / 20_000
+    # One adaptation lowers b by 1 % of the largest pre-activation, and q is measured on 2048 samples (standard
+    # deviation 0.005 at q = 0.05): twice the target is more than 10 standard deviations away.
+    assert np.median(q) <= 0.05 + 0.01
+    assert (q < 0.1).mean() > 0.95
+
+
+def test_quantile_start_meets_the_target_at_once():
+    # Inputs uniform on the sphere: w . x is N(0, 1/d) up to O(1/d). With d = 200, p = 0.05, 20,000 samples and
+    # 300 neurons the mean frequency has standard deviation ~1e-4; the finite-d bias is below 4e-3.
+    X = np.random.default_rng(0).standard_normal((20_000, 200))
+    training = Training(BA(0.05), neurons=300, steps=0, start_bias="quantile")
+    outcome = fit(ActivationMatrix(X, 0), training, 0, device="cpu")
+    assert abs((outcome.encode(outcome.prepare(X)) > 0).mean() - 0.05) < 4e-3
+    # Raw inputs, ten times larger: the threshold scales with them.
+    raw = dataclasses.replace(training, normalise=False)
+    outcome = fit(ActivationMatrix(10 * X, 0), raw, 0, device="cpu")
+    assert abs((outcome.encode(10 * X.astype(np.float32)) > 0).mean() - 0.05) < 4e-3
+
+
+def test_a_diverged_run_is_a_value(tmp_path):
+    training = Training(
+        L1(0.0), neurons=8, steps=400, batch=16, learning_rate=1e30, unit_rows=False, normalise=False
+    )
+    outcome = fit(WORLD.stream(0), training, 0, device="cpu", checkpoint=tmp_path / "c.safetensors")
+    assert outcome.status == "diverged"
+    assert outcome.steps < 400
+    assert fit(WORLD.stream(0), training, 0, device="cpu", checkpoint=tmp_path / "c.safetensors").status == "diverged"
+
+
+def test_observer_sees_every_record():
+    seen = []
+
+    def observe(step, W, b):
+        seen.append(step)
+        return {"norm": float(np.linalg.norm(W))}
+
+    outcome = fit(WORLD.stream(0), TRAININGS["ba"], 0, device="cpu", record_every=20, observe=observe)
+    assert seen == [0, 20, 40, 60]
+    np.testing.assert_allclose(outcome.history["norm"], np.sqrt(40), rtol=1e-6)
+
+
+def test_matrix_and_world_give_rows_in_epochs(tmp_path):
+    X = np.arange(20, dtype=np.float32).reshape(10, 2) + 1
+    np.save(tmp_path / "x.npy", X)
+    one = ActivationMatrix(X, 4)
+    rows = torch.cat([one.batch(t, 4) for t in range(5)]).numpy()  # two epochs of ten rows
+    for epoch in (rows[:10], rows[10:]):
+        np.testing.assert_array_equal(epoch[np.argsort(epoch[:, 0])], X)
+    assert not np.array_equal(rows[:10], rows[10:])
+    mapped = ActivationMatrix(tmp_path / "x.npy", 4)
+    np.testing.assert_array_equal(mapped.batch(3, 4), rows[12:16])  # any order of calls, from a file as well
+    assert mapped.config() == one.config()
+
+
+def test_normalise_keeps_zero_rows():
+    X = normalise_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    assert X.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 0.0]]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from simulator import BA, Exactly, Training, World, fit
+world = World(n=24, d=10, support=Exactly(2))
+training = Training(BA(0.1, buffer=256), neurons=40, steps=100_000, batch=64)
+fit(world.stream(3), training, 3, device="cpu", threads=1, checkpoint=Path(sys.argv[1]), checkpoint_seconds=0.05)
+"""
+
+
+def test_killed_by_sigkill_and_continued(tmp_path):
+    """A process killed in mid-run, twice, leaves a checkpoint that continues bit-equal."""
+    file = tmp_path / "checkpoint.safetensors"
+    for _ in range(2):
+        before = file.read_bytes() if file.exists() else b""
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(file)], cwd=Path(__file__).parent.parent)
+        deadline = time.monotonic() + 120
+        while (not file.exists() or file.read_bytes() == before) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    reached = checkpoint_step(file)
+    assert 0 < reached < 100_000
+    training = Training(BA(0.1, buffer=256), neurons=40, steps=100_000, batch=64)
+    arguments = {"seed": 3, "device": "cpu", "threads": 1}
+    stop = reached + 200
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(file.read_bytes())
+    for checkpoint in (copy, tmp_path / "fresh.safetensors"):
+        with pytest.raises(Interrupted):
+            fit(WORLD.stream(3), training, **arguments, checkpoint=checkpoint, checkpoint_seconds=0, progress=stop_at(stop))
+    from simulator.storage import load_tensors
+
+    continued, fresh = load_tensors(copy), load_tensors(tmp_path / "fresh.safetensors")
+    assert continued[1]["run"]["records"] == fresh[1]["run"]["records"]
+    for name, value in fresh[0].items():
+        assert torch.equal(continued[0][name], value), name
+
+
+def checkpoint_step(file):
+    from simulator.storage import load_tensors
+
+    return load_tensors(file)[1]["run"]["t"]
+
+
+def test_checkpoints_that_cannot_be_continued(tmp_path):
+    file = tmp_path / "checkpoint.safetensors"
+    fit(WORLD.stream(3), TRAININGS["ba"], 3, device="cpu", checkpoint=file)
+    content = file.read_bytes()
+    with pytest.raises(RequestError, match=r"another configuration \(training.method.p: 0.1 there, 0.2 here\)"):
+        fit(WORLD.stream(3), dataclasses.replace(TRAININGS["ba"], method=BA(0.2, buffer=256)), 3, device="cpu", checkpoint=file)
+    with pytest.raises(RequestError, match="another configuration"):
+        fit(WORLD.stream(4), TRAININGS["ba"], 3, device="cpu", checkpoint=file)
+    assert file.read_bytes() == content
+    for damaged in (content[: len(content) // 2], content[:5], b"", b"x" * 1000):
+        file.write_bytes(damaged)
+        with pytest.raises(RequestError, match="truncated, damaged"):
+            fit(WORLD.stream(3), TRAININGS["ba"], 3, device="cpu", checkpoint=file)
+        assert file.read_bytes() == damaged
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_access(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(RequestError, match="cannot write"):
+        fit(WORLD.stream(3), TRAININGS["ba"], 3, device="cpu", checkpoint=tmp_path / "locked" / "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (lambda: Training(BA(0.0), 4, 4), "strictly between 0 and 1"),
+        (lambda: Training(BA(float("nan")), 4, 4), "strictly between 0 and 1"),
+        (lambda: Training(GBA(0.01, 0.1), 40, 4), "lies above htf"),
+        (lambda: Training(GBA(groups=0), 40, 4), "groups = 0"),
+        (lambda: Training(GBA(groups=50), 40, 4), "50 groups"),
+        (lambda: Training(TopK(0), 4, 4), "k = 0"),
+        (lambda: Training(TopK(5), 4, 4), "k <= neurons"),
+        (lambda: Training(L1(-1.0), 4, 4), "not negative"),
+        (lambda: Training(BA(0.1), 0, 4), "neurons = 0"),
+        (lambda: Training(BA(0.1), 4, -1), "steps = -1"),
+        (lambda: Training(BA(0.1), 4, 4, start_scale=0.0), "start_scale"),
+        (lambda: Training(TopK(2), 4, 4, start_bias="quantile"), "needs target frequencies"),
+        (lambda: Training(BA(0.1), 4, 4, dtype="float16"), "dtype"),  # type: ignore[arg-type]
+        (lambda: fit(WORLD.stream(0), TRAININGS["ba"], 0, device="tpu9"), "not available"),
+        (lambda: fit(WORLD.stream(0), TRAININGS["ba"], 0, device="cpu", engine="fast"), "unknown engine"),  # type: ignore[arg-type]
+        (lambda: fit(WORLD.stream(0), TRAININGS["ba"], -1, device="cpu"), "seed"),
+        (lambda: ActivationMatrix(np.array([[1.0, np.nan]]), 0), "NaN or infinity"),
+        (lambda: ActivationMatrix(np.array([[1.0], [np.inf]]), 0), "row 1"),
+        (lambda: ActivationMatrix(np.zeros((0, 3)), 0), "empty"),
+        (lambda: ActivationMatrix(np.zeros(3), 0), "shape"),
+        (lambda: ActivationMatrix(np.array([["a"]]), 0), "dtype"),
+    ],
+)
+def test_impossible_requests_are_one_line(request_, message):
+    with pytest.raises(RequestError, match=message) as caught:
+        request_()
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_gives_statistically_the_same(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    training = Training(BA(0.1, buffer=256), neurons=40, steps=200, batch=64, dtype="float64")
+    runs = [fit(WORLD.stream(3, dtype=torch.float64), training, 3, device=device) for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(runs[1].W, runs[0].W, atol=1e-6)
