@@ -60,9 +60,12 @@ def finite_array(name: str, values: Any, dimensions: int) -> np.ndarray:
         RequestError: not numeric, of another number of dimensions, empty, or not finite.
     """
     try:
-        array = np.array(values, dtype=np.float64, order="C")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"{name} is not an array of real numbers: {str(error).splitlines()[0]}") from None
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise RequestError(f"{name}: not an array of real numbers ({str(error).splitlines()[0]})") from None
+    if array.dtype.kind not in "biuf":
+        raise RequestError(f"{name}: not an array of real numbers (its dtype is {array.dtype})")
+    array = np.array(array, dtype=np.float64, order="C")
     if array.ndim != dimensions:
         raise RequestError(f"{name} has shape {array.shape}; it must have {dimensions} dimension(s)")
     if array.size == 0:
@@ -73,3 +76,9 @@ def finite_array(name: str, values: Any, dimensions: int) -> np.ndarray:
         raise RequestError(f"{name}: {bad} entries are NaN or infinite; all must be finite")
     array.flags.writeable = False
     return array
+
+
+def at_most_all(name: str, size: float, n: int) -> None:
+    """RequestError if `size` active features are more than there are."""
+    if size > n:
+        raise RequestError(f"{name} = {size:g} exceeds the number of features n = {n}; choose at most {n}")

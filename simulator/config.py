@@ -59,6 +59,15 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def difference(theirs: Any, ours: Any, path: str = "") -> str:
+    """The first place where two configurations differ, in words: `method.p: 0.1 there, 0.2 here`."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key in sorted(set(theirs) | set(ours)):
+            if key not in ("fingerprint", "versions") and theirs.get(key) != ours.get(key):
+                return difference(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key)
+    return f"{path or 'configuration'}: {theirs!r} there, {ours!r} here"
+
+
 def _array_config(array: np.ndarray) -> dict[str, Any]:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"an array of dtype {array.dtype} cannot stand in a configuration")

@@ -35,7 +35,7 @@ _FREQUENT = 0.5
 # A frequency this near to 1 is taken as 1.
 _CERTAIN = 1 - 1e-12
 # Below this acceptance rate a rejection sampler is no longer usable.
-_LEAST_ACCEPTANCE = 1e-4
+_LEAST_ACCEPTANCE = 1e-3
 # Entries that one round of a rejection sampler may hold: bounds its memory.
 _ROUND = 1 << 22
 
@@ -155,7 +155,7 @@ def sampford_rows(frequencies: Float[np.ndarray, " n"], s: int) -> Draw:
     for small f), or independent features of frequency f_j, if there are s - 1 of them (best for large f).
 
     Raises:
-        RequestError: under one row in 10,000 would be accepted: f_i that are nearly but not quite 0 and 1.
+        RequestError: under one row in 1,000 would be accepted: f_i that are nearly but not quite 0 and 1.
     """
     certain = np.flatnonzero(frequencies >= _CERTAIN).astype(np.int32)
     chosen = np.flatnonzero((frequencies > 0) & (frequencies < _CERTAIN)).astype(np.int32)
@@ -215,11 +215,14 @@ def _coins_proposal(f: np.ndarray, size: int) -> Pick:
 
 def _sampford_acceptance(f: np.ndarray, size: int) -> tuple[float, float]:
     """Approximate acceptance rates of the two proposals; they decide the speed only, never the law."""
-    odds = f / (1 - f)
-    odds = odds / odds.sum()
-    collisions = (size - 1) / size * float(f @ odds) + (size - 1) * (size - 2) / 2 * float(odds @ odds)
+    # E[sum_S (1 - f_i); |S| = s] / s with the sum at its mean, Var |S|, and |S| normal.
     variance = float(f @ (1 - f))
-    return math.exp(-(size > 1) * collisions), variance / size / math.sqrt(1 + 2 * math.pi * variance)
+    by_coins = min(variance / size / math.sqrt(1 + 2 * math.pi * variance), 1.0)
+    # Both proposals accept the same rows; those by odds have (s - 1)! orders, and weights that are not
+    # normalised.
+    log_ratio = math.lgamma(size) - (size - 1) * math.log(float(np.sum(f / (1 - f)))) - np.log1p(-f).sum()
+    by_odds = math.exp(min(log_ratio + math.log(by_coins), 0.0))
+    return by_odds, by_coins
 
 
 def _distinct_only(features: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ valid until its next step.
 """
 
 import importlib.util
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from simulator.errors import RequestError
 from simulator.methods import L1, Method, TopK
 from simulator.sae import Activation, Parameters, Step, active_mask, auxiliary_mask, reference_step
+from simulator.team import Team
 
 EngineName = Literal["auto", "sparse", "torch", "reference"]
 
@@ -105,18 +106,20 @@ class TorchEngine:
 class SparseEngine:
     """The step from the active pairs, in compiled loops (numba) and torch products, on the CPU.
 
-    Memory beyond the parameters: one gradient of W, one block of encoder products
-    (`block_neurons` x N), the pairs themselves, and `threads` x N x d for the decoder's partial sums.
+    Every thread owns a fixed range of neurons and one block of encoder products, small enough to stay
+    in its cache; partial sums are added in the order of the ranges, so that a step is bitwise
+    repeatable for a given number of threads. Memory beyond the parameters: one gradient of W, per
+    thread a block and an N x d partial sum of the decoder, and the pairs themselves.
     """
 
     def __init__(
-        self, method: Method, activation: Activation, threads: int = 1, block_neurons: int = 512
+        self, method: Method, activation: Activation, threads: int = 1, block_entries: int = 1 << 17
     ) -> None:
         from simulator import kernels
 
         self.kernels = kernels
         self.method, self.activation = method, activation
-        self.threads, self.block_neurons = threads, block_neurons
+        self.team, self.block_entries = Team(threads), block_entries
         self.shape: tuple[int, ...] = ()
 
     def step(self, parameters: Parameters, X: Tensor, dead: Tensor | None = None) -> Step:
@@ -124,14 +127,9 @@ class SparseEngine:
         method, N = self.method, X.shape[0]
         if self.shape != (*W.shape, N):
             self._allocate(W, N)
-        self.kernels.set_threads(self.threads)
         centred = X - b_pre
-        y = z = torch.empty(0)
         if isinstance(method, TopK) and method.k < W.shape[0]:
-            z = centred @ W.T
-            y = z + b
-            values, chosen = y.topk(method.k, dim=1)
-            self._gather(y, z, chosen, values > 0)
+            self._largest(W, b, centred, method.k, self.all_neurons)
         else:
             self._scan(W, b, centred)
         counts = self.stop - self.start
@@ -145,12 +143,7 @@ class SparseEngine:
         pull = self._backward(W, a, residual, centred, add=False)
         grad_pre = residual.mean(dim=0) - pull
         if isinstance(method, TopK) and method.auxiliary_k and dead is not None and bool(dead.any()):
-            if method.k >= W.shape[0]:
-                z = centred @ W.T
-                y = z + b
-            mask = auxiliary_mask(y, method, dead)
-            chosen = torch.where(mask, y, torch.zeros_like(y)).topk(min(method.auxiliary_k, y.shape[1]), 1).indices
-            self._gather(y, z, chosen, mask.gather(1, chosen))
+            self._largest(W, b, centred, min(method.auxiliary_k, W.shape[0]), dead)
             miss = self._decode(W, a).add_(residual).mul_(method.auxiliary_weight)
             grad_pre -= self._backward(W, a, miss, centred, add=True)
         grad_b = self.slope if self.activation == "relu" else self.no_slope
@@ -166,63 +159,96 @@ class SparseEngine:
         self.grad_W, self.grad_a, self.slope, self.no_slope = zeros(M, d), zeros(M), zeros(M), zeros(M)
         self.penalty, self.radial, self.maxima = zeros(M), zeros(M), zeros(M)
         self.touched = zeros(M, dtype=torch.bool)
+        self.all_neurons = torch.ones(M, dtype=torch.bool)
         self.start, self.stop = zeros(M, dtype=torch.int64), zeros(M, dtype=torch.int64)
-        self.edges = zeros(self.threads + 1, dtype=torch.int64)
-        self.partial, self.pull = zeros(self.threads, N, d), zeros(self.threads, d)
-        self.block = zeros(min(self.block_neurons, M), N)
+        self.edges = zeros(self.team.size + 1, dtype=torch.int64)
+        self.partial, self.pull = zeros(self.team.size, N, d), zeros(self.team.size, d)
+        self.blocks = zeros(self.team.size, max(self.block_entries, M, N))
         self._make_room(max(4096, M * N // 64), W.dtype)
 
     def _make_room(self, capacity: int, dtype: torch.dtype) -> None:
-        self.sample = torch.zeros(self.threads, capacity, dtype=torch.int32)
-        self.value = torch.zeros(self.threads, capacity, dtype=dtype)
+        self.sample = torch.zeros(self.team.size, capacity, dtype=torch.int32)
+        self.value = torch.zeros(self.team.size, capacity, dtype=dtype)
 
     def _scan(self, W: Tensor, b: Tensor, centred: Tensor) -> None:
-        """Pairs with y > 0 of all neurons, block by block."""
-        M, transposed = W.shape[0], centred.T
-        while True:
-            fill = torch.zeros(self.threads, dtype=torch.int64)
-            for first in range(0, M, self.block_neurons):
-                rows = min(self.block_neurons, M - first)
-                Z = torch.mm(W[first : first + rows], transposed, out=self.block[:rows])
-                self.kernels.scan_block(
-                    Z.numpy(), b.numpy(), first, self.activation == "relu", self.threads,
-                    self.sample.numpy(), self.value.numpy(), self.start.numpy(), self.stop.numpy(),
-                    fill.numpy(), self.maxima.numpy(),
+        """Pairs with y > 0 of all neurons, block by block while the products are in cache."""
+        (M, N), transposed, bias = (W.shape[0], centred.shape[0]), centred.T, b.numpy()
+        adds_bias = self.activation == "relu"
+        start, stop, maxima = self.start.numpy(), self.stop.numpy(), self.maxima.numpy()
+        most = self.blocks.shape[1] // N
+
+        def scan(part: int) -> int:
+            low, high = self.team.share(part, M)
+            sample, value = self.sample[part].numpy(), self.value[part].numpy()
+            used = 0
+            for first in range(low, high, most):
+                rows = min(most, high - first)
+                Z = self.blocks[part, : rows * N].view(rows, N)
+                torch.mm(W[first : first + rows], transposed, out=Z)
+                used = self.kernels.scan_block(
+                    Z.numpy(), bias, first, adds_bias, part * sample.shape[0], sample, value, used,
+                    start, stop, maxima,
                 )  # fmt: skip
-            needed = int(fill.max())
-            if needed <= self.sample.shape[1]:
-                return
+            return used
+
+        while (needed := max(self.team.run(scan))) > self.sample.shape[1]:
             self._make_room(needed + needed // 4, W.dtype)
 
-    def _gather(self, y: Tensor, z: Tensor, chosen: Tensor, kept: Tensor) -> None:
-        """Pairs of TopK: of the neurons `chosen` for each sample, (N, k), those marked in `kept`."""
-        if chosen.numel() > self.sample.numel():
-            self._make_room(chosen.numel(), y.dtype)
-        values = y.gather(1, chosen)
-        phi = values if self.activation == "relu" else z.gather(1, chosen)
+    def _largest(self, W: Tensor, b: Tensor, centred: Tensor, k: int, allowed: Tensor) -> None:
+        """Pairs of TopK: the k largest y > 0 of each sample among the allowed neurons."""
+        (M, N), transposed, bias, among = (W.shape[0], centred.shape[0]), W.T, b.numpy(), allowed.numpy()
+        neuron, y = torch.empty(N, k, dtype=torch.int32).numpy(), torch.empty(N, k, dtype=W.dtype).numpy()
+        found = torch.empty(N, dtype=torch.int64).numpy()
+        most = self.blocks.shape[1] // M
+
+        def largest(part: int) -> None:
+            low, high = self.team.share(part, N)
+            for first in range(low, high, most):
+                rows = min(most, high - first)
+                Z = self.blocks[part, : rows * M].view(rows, M)
+                torch.mm(centred[first : first + rows], transposed, out=Z)
+                self.kernels.largest_block(Z.numpy(), bias, among, k, first, found, neuron, y)
+
+        self.team.run(largest)
+        if N * k > self.sample.numel():
+            self._make_room(N * k, W.dtype)
         self.kernels.group_by_neuron(
-            chosen.numpy(), phi.numpy(), values.numpy(), kept.numpy(), self.start.numpy(), self.stop.numpy(),
-            self.sample.numpy().reshape(-1), self.value.numpy().reshape(-1), self.maxima.numpy(),
+            found, neuron, y, bias, self.activation == "relu", self.start.numpy(), self.stop.numpy(),
+            self.sample.view(-1).numpy(), self.value.view(-1).numpy(), self.maxima.numpy(),
         )  # fmt: skip
+
+    def _pairs(self) -> tuple[Any, ...]:
+        return self.start.numpy(), self.stop.numpy(), self.sample.view(-1).numpy(), self.value.view(-1).numpy()
 
     def _decode(self, W: Tensor, a: Tensor) -> Tensor:
         """sum_m a_m phi_ml w_m for each sample, (N, d)."""
-        self.kernels.balance(self.start.numpy(), self.stop.numpy(), self.edges.numpy())
-        self.kernels.decode_pairs(
-            self.start.numpy(), self.stop.numpy(), self.sample.numpy().reshape(-1),
-            self.value.numpy().reshape(-1), self.edges.numpy(), W.numpy(), a.numpy(), self.partial.numpy(),
-        )  # fmt: skip
+        pairs, weights, scales, edges = self._pairs(), W.numpy(), a.numpy(), self.edges.numpy()
+        # The cut into ranges follows the pairs, not the threads' speed.
+        self.kernels.balance(pairs[0], pairs[1], edges)
+
+        def decode(part: int) -> None:
+            self.kernels.decode_pairs(
+                edges[part], edges[part + 1], *pairs, weights, scales, self.partial[part].numpy()
+            )
+
+        self.team.run(decode)
         return self.partial.sum(dim=0)
 
     def _backward(self, W: Tensor, a: Tensor, residual: Tensor, centred: Tensor, add: bool) -> Tensor:
         """Gradients of W, a and the slopes, set or added to; returns what b_pre gets through y, (d,)."""
-        self.kernels.backward_pairs(
-            self.start.numpy(), self.stop.numpy(), self.sample.numpy().reshape(-1),
-            self.value.numpy().reshape(-1), self.edges.numpy(), W.numpy(), a.numpy(), residual.numpy(),
-            centred.numpy(), self.penalty.numpy().dtype.type(1 / residual.shape[0]), self.penalty.numpy(),
-            self.radial.numpy(), add, self.grad_W.numpy(), self.grad_a.numpy(), self.slope.numpy(),
-            self.touched.numpy(), self.pull.numpy(),
-        )  # fmt: skip
+        pairs, edges, penalty = self._pairs(), self.edges.numpy(), self.penalty.numpy()
+        network = W.numpy(), a.numpy(), residual.numpy(), centred.numpy()
+        scale = penalty.dtype.type(1 / residual.shape[0])
+        into = self.grad_W.numpy(), self.grad_a.numpy(), self.slope.numpy(), self.touched.numpy()
+        radial = self.radial.numpy()
+
+        def backward(part: int) -> None:
+            self.kernels.backward_pairs(
+                edges[part], edges[part + 1], *pairs, *network, scale, penalty, radial, add, *into,
+                self.pull[part].numpy(),
+            )  # fmt: skip
+
+        self.team.run(backward)
         return self.pull.sum(dim=0)
 
 

@@ -1,14 +1,13 @@
 """Compiled inner loops of the sparse engine (numba). Imported only where numba is installed.
 
 Layout. Active pairs are stored neuron by neuron: neuron m owns the slots start[m]..stop[m] of
-`sample` (which sample of the batch) and `value` (phi of the pair). Work is cut into `parts`
-contiguous pieces with boundaries fixed beforehand, one piece per thread, and every partial sum is
-added in the order of the pieces: results are bitwise repeatable for a given number of threads.
+`sample` (which sample of the batch) and `value` (phi of the pair). Every kernel works on one range of
+neurons (or samples) and holds no lock, so that several Python threads can each run a range of their own
+(`simulator.team`); nothing is shared between ranges but read-only arrays.
 """
 
-import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 # Sums may be re-associated (that is what vectorises a dot product); NaN and infinity keep their meaning,
 # since a diverging run has to be seen.
@@ -16,52 +15,50 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 _CHUNK = 16
 
 
-@njit(cache=True, fastmath=_FAST, parallel=True, nogil=True)
-def scan_block(Z, bias, first, adds_bias, parts, sample, value, start, stop, fill, maxima):
-    """Append the pairs with z + b > 0 of one block of neurons.
+@njit(cache=True, fastmath=_FAST, nogil=True)
+def scan_block(Z, bias, first, adds_bias, base, sample, value, used, start, stop, maxima):
+    """Append the pairs with z + b > 0 of one block of neurons to a pool; returns the slots used so far.
 
-    Z: (rows, N) products w_m . (x - b_pre) of the neurons first..first+rows. sample, value: (parts,
-    capacity) pools. start, stop: (M,) slots in the flattened pools. fill: (parts,) used slots; it
-    goes on counting when a pool is full, so that the caller can see how much room is needed.
+    Z: (rows, N) products w_m . (x - b_pre) of the neurons first..first+rows. sample, value: (capacity,),
+    the pool of this range, which begins at slot `base` of all. The count goes on when the pool is full,
+    so that the caller can see how much room is needed.
     """
     rows, N = Z.shape
-    capacity = sample.shape[1]
+    capacity = sample.shape[0]
     whole = N - N % _CHUNK
-    for part in prange(parts):
-        used = fill[part]
-        for i in range(part * rows // parts, (part + 1) * rows // parts):
-            m = first + i
-            # fl(z + b) > 0 and z > -b agree exactly: a floating-point sum has the sign of the true one.
-            threshold = -bias[m]
-            row = Z[i]
-            largest = threshold
-            begin = used
-            for chunk in range(0, whole, _CHUNK):
-                hits = 0
-                for j in range(_CHUNK):
-                    hits += row[chunk + j] > threshold
-                if hits:
-                    for j in range(chunk, chunk + _CHUNK):
-                        if row[j] > threshold:
-                            if used < capacity:
-                                sample[part, used] = j
-                                value[part, used] = row[j]
-                            used += 1
-                            largest = max(largest, row[j])
-            for j in range(whole, N):
-                if row[j] > threshold:
-                    if used < capacity:
-                        sample[part, used] = j
-                        value[part, used] = row[j]
-                    used += 1
-                    largest = max(largest, row[j])
-            maxima[m] = largest - threshold
-            if adds_bias:
-                for slot in range(min(begin, capacity), min(used, capacity)):
-                    value[part, slot] += bias[m]
-            start[m] = part * capacity + begin
-            stop[m] = part * capacity + used
-        fill[part] = used
+    for i in range(rows):
+        m = first + i
+        # fl(z + b) > 0 and z > -b agree exactly: a floating-point sum has the sign of the true one.
+        threshold = -bias[m]
+        row = Z[i]
+        largest = threshold
+        begin = used
+        for chunk in range(0, whole, _CHUNK):
+            hits = 0
+            for j in range(_CHUNK):
+                hits += row[chunk + j] > threshold
+            if hits:
+                for j in range(chunk, chunk + _CHUNK):
+                    if row[j] > threshold:
+                        if used < capacity:
+                            sample[used] = j
+                            value[used] = row[j]
+                        used += 1
+                        largest = max(largest, row[j])
+        for j in range(whole, N):
+            if row[j] > threshold:
+                if used < capacity:
+                    sample[used] = j
+                    value[used] = row[j]
+                used += 1
+                largest = max(largest, row[j])
+        maxima[m] = largest - threshold
+        if adds_bias:
+            for slot in range(min(begin, capacity), min(used, capacity)):
+                value[slot] += bias[m]
+        start[m] = base + begin
+        stop[m] = base + used
+    return used
 
 
 @njit(cache=True, nogil=True)
@@ -83,127 +80,178 @@ def balance(start, stop, edges):
         piece += 1
 
 
-@njit(cache=True, fastmath=_FAST, parallel=True, nogil=True)
-def decode_pairs(start, stop, sample, value, edges, W, a, out):
-    """out[part, l] = sum over the pairs (m, l) of the part of a_m phi w_m; out: (parts, N, d)."""
+@njit(cache=True, fastmath=_FAST, nogil=True)
+def decode_pairs(low, high, start, stop, sample, value, W, a, out):
+    """out[l] = sum over the pairs (m, l), low <= m < high, of a_m phi w_m; out: (N, d)."""
     d = W.shape[1]
-    for part in prange(edges.shape[0] - 1):
-        partial = out[part]
-        partial[:] = 0
-        for m in range(edges[part], edges[part + 1]):
-            for slot in range(start[m], stop[m]):
-                row = partial[sample[slot]]
-                weight = a[m] * value[slot]
-                for k in range(d):
-                    row[k] += weight * W[m, k]
+    out[:] = 0
+    for m in range(low, high):
+        for slot in range(start[m], stop[m]):
+            row = out[sample[slot]]
+            weight = a[m] * value[slot]
+            for k in range(d):
+                row[k] += weight * W[m, k]
 
 
-@njit(cache=True, fastmath=_FAST, parallel=True, nogil=True)
+@njit(cache=True, fastmath=_FAST, nogil=True)
 def backward_pairs(
-    start, stop, sample, value, edges, W, a, residual, centred, scale, penalty, radial, add,
+    low, high, start, stop, sample, value, W, a, residual, centred, scale, penalty, radial, add,
     gW, ga, gs, touched, pull
 ):
-    """Gradient rows of all neurons with active pairs.
+    """Gradient rows of the neurons low..high with active pairs.
 
     With u = w_m . residual_l, per pair and times `scale` (1/N):
         gW_m += a phi residual_l + (a u + penalty_m) centred_l + radial_m phi w_m,
         ga_m += phi u,  gs_m += a u + penalty_m.
     `add` says whether the gradients are added to or set. touched: (M,), rows of gW that are not zero; on
     entry those of the step before, so that only rows that were used are cleared.
-    pull[part] = sum of gs_m w_m (what b_pre loses through the pre-activations); penalty, radial: (M,), the
+    pull = sum of gs_m w_m (what b_pre loses through the pre-activations); penalty, radial: (M,), the
     L1 penalty's share (lambda ||w_m|| and lambda / ||w_m||), else zero.
     """
     d = W.shape[1]
-    for part in prange(edges.shape[0] - 1):
-        pulled = pull[part]
-        pulled[:] = 0
-        w = np.empty(d, W.dtype)
-        g = np.empty(d, W.dtype)
-        for m in range(edges[part], edges[part + 1]):
-            if start[m] == stop[m]:
-                if not add:
-                    ga[m] = 0
-                    gs[m] = 0
-                    if touched[m]:
-                        for k in range(d):
-                            gW[m, k] = 0
-                        touched[m] = False
-                continue
-            touched[m] = True
-            am, extra = a[m], penalty[m]
+    pull[:] = 0
+    w = np.empty(d, W.dtype)
+    g = np.empty(d, W.dtype)
+    for m in range(low, high):
+        if start[m] == stop[m]:
+            if not add:
+                ga[m] = 0
+                gs[m] = 0
+                if touched[m]:
+                    for k in range(d):
+                        gW[m, k] = 0
+                    touched[m] = False
+            continue
+        touched[m] = True
+        am, extra = a[m], penalty[m]
+        for k in range(d):
+            w[k] = W[m, k]
+            g[k] = 0
+        sum_a = w[0] * 0
+        sum_s = w[0] * 0
+        sum_phi = w[0] * 0
+        for slot in range(start[m], stop[m]):
+            r = residual[sample[slot]]
+            x = centred[sample[slot]]
+            u = w[0] * 0
             for k in range(d):
-                w[k] = W[m, k]
-                g[k] = 0
-            sum_a = w[0] * 0
-            sum_s = w[0] * 0
-            sum_phi = w[0] * 0
-            for slot in range(start[m], stop[m]):
-                r = residual[sample[slot]]
-                x = centred[sample[slot]]
-                u = w[0] * 0
-                for k in range(d):
-                    u += w[k] * r[k]
-                phi = value[slot]
-                to_r = am * phi
-                to_x = am * u + extra
-                for k in range(d):
-                    g[k] += to_r * r[k] + to_x * x[k]
-                sum_a += phi * u
-                sum_s += to_x
-                sum_phi += phi
-            along = radial[m] * sum_phi
+                u += w[k] * r[k]
+            phi = value[slot]
+            to_r = am * phi
+            to_x = am * u + extra
             for k in range(d):
-                g[k] += along * w[k]
-            if add:
-                for k in range(d):
-                    gW[m, k] += scale * g[k]
-                ga[m] += scale * sum_a
-                gs[m] += scale * sum_s
-            else:
-                for k in range(d):
-                    gW[m, k] = scale * g[k]
-                ga[m] = scale * sum_a
-                gs[m] = scale * sum_s
+                g[k] += to_r * r[k] + to_x * x[k]
+            sum_a += phi * u
+            sum_s += to_x
+            sum_phi += phi
+        along = radial[m] * sum_phi
+        for k in range(d):
+            g[k] += along * w[k]
+        if add:
             for k in range(d):
-                pulled[k] += scale * sum_s * w[k]
+                gW[m, k] += scale * g[k]
+            ga[m] += scale * sum_a
+            gs[m] += scale * sum_s
+        else:
+            for k in range(d):
+                gW[m, k] = scale * g[k]
+            ga[m] = scale * sum_a
+            gs[m] = scale * sum_s
+        for k in range(d):
+            pull[k] += scale * sum_s * w[k]
+
+
+@njit(cache=True, inline="always")
+def _sift_down(heap, owner, size, y, m):
+    """Put (y, m) at the root of a min-heap of `size` entries and restore the order."""
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= y:
+            break
+        heap[at], owner[at] = heap[child], owner[child]
+        at = child
+    heap[at], owner[at] = y, m
 
 
 @njit(cache=True, nogil=True)
-def group_by_neuron(neuron, phi, y, kept, start, stop, sample, value, maxima):
-    """Turn the sample-major pairs of TopK (N, k) into neuron-major slots by a counting sort."""
-    N, k = neuron.shape
+def largest_block(Z, bias, allowed, k, first, found, neuron, y_value):
+    """The k largest positive pre-activations y = z + b of each sample, among the allowed neurons.
+
+    Z: (rows, M) products of the samples first..first+rows. Written for each sample: found (N,), and as
+    many entries of neuron and y_value (N, k). A min-heap holds the best so far; whole chunks below its
+    smallest entry are passed over.
+    """
+    rows, M = Z.shape
+    whole = M - M % _CHUNK
+    for i in range(rows):
+        row, heap, owner = Z[i], y_value[first + i], neuron[first + i]
+        size = 0
+        bar = bias[0] * 0
+        for chunk in range(0, M, _CHUNK):
+            end = M
+            if chunk < whole:
+                hits = 0
+                for j in range(_CHUNK):
+                    hits += row[chunk + j] + bias[chunk + j] > bar
+                if hits == 0:
+                    continue
+                end = chunk + _CHUNK
+            for m in range(chunk, end):
+                y = row[m] + bias[m]
+                if y > bar and allowed[m]:
+                    if size < k:
+                        at = size
+                        size += 1
+                        while at > 0 and heap[(at - 1) // 2] > y:
+                            heap[at], owner[at] = heap[(at - 1) // 2], owner[(at - 1) // 2]
+                            at = (at - 1) // 2
+                        heap[at], owner[at] = y, m
+                    else:
+                        _sift_down(heap, owner, size, y, m)
+                    if size == k:
+                        bar = heap[0]
+        found[first + i] = size
+
+
+@njit(cache=True, nogil=True)
+def group_by_neuron(found, neuron, y_value, bias, adds_bias, start, stop, sample, value, maxima):
+    """Turn the sample-major pairs of `largest_block` into neuron-major slots by a counting sort."""
     start[:] = 0
     stop[:] = 0
     maxima[:] = 0
-    for i in range(N):
-        for j in range(k):
-            if kept[i, j]:
-                stop[neuron[i, j]] += 1
+    for i in range(found.shape[0]):
+        for j in range(found[i]):
+            stop[neuron[i, j]] += 1
     used = 0
     for m in range(start.shape[0]):
         start[m] = used
         used += stop[m]
         stop[m] = start[m]
-    for i in range(N):
-        for j in range(k):
-            if kept[i, j]:
-                m = neuron[i, j]
-                slot = stop[m]
-                sample[slot] = i
-                value[slot] = phi[i, j]
-                maxima[m] = max(maxima[m], y[i, j])
-                stop[m] = slot + 1
+    for i in range(found.shape[0]):
+        for j in range(found[i]):
+            m = neuron[i, j]
+            y = y_value[i, j]
+            slot = stop[m]
+            sample[slot] = i
+            value[slot] = y if adds_bias else y - bias[m]
+            maxima[m] = max(maxima[m], y)
+            stop[m] = slot + 1
 
 
-@njit(cache=True, fastmath=_FAST, parallel=True, nogil=True)
-def adamw_rows(W, mean, square, gW, touched, moving, rate, beta1, beta2, eps, keep, fix1, fix2, unit, parts):
-    """AdamW on the rows of W, in place, then (if `unit`) each moved row scaled to unit norm.
+@njit(cache=True, fastmath=_FAST, nogil=True)
+def adamw_rows(low, high, W, mean, square, gW, touched, moving, rate, beta1, beta2, eps, keep, fix1, fix2, unit):
+    """AdamW on the rows low..high of W, in place, then (if `unit`) each moved row scaled to unit norm.
 
     touched[m]: row m has a gradient in gW; elsewhere the gradient is zero and gW is not read. moving[m]:
     the row ever had one; a row that never had keeps zero moments and is changed by weight decay alone.
     keep = 1 - rate * weight_decay; fix1, fix2 = 1 - beta^t.
     """
-    M, d = W.shape
+    d = W.shape[1]
     tiny = W.dtype.type(1e-36)
     zero = W.dtype.type(0)
     step = W.dtype.type(rate / fix1)
@@ -211,35 +259,29 @@ def adamw_rows(W, mean, square, gW, touched, moving, rate, beta1, beta2, eps, ke
     b1, b2 = W.dtype.type(beta1), W.dtype.type(beta2)
     c1, c2 = W.dtype.type(1 - beta1), W.dtype.type(1 - beta2)
     e, hold = W.dtype.type(eps), W.dtype.type(keep)
-    for part in prange(parts):
-        for m in range(part * M // parts, (part + 1) * M // parts):
-            if touched[m]:
-                moving[m] = True
-                for k in range(d):
-                    g = gW[m, k]
-                    mean[m, k] = b1 * mean[m, k] + c1 * g
-                    square[m, k] = b2 * square[m, k] + c2 * g * g
-            elif moving[m]:
-                for k in range(d):
-                    # Decaying moments are cut before they become denormal numbers, which are slow;
-                    # 1e-36 is far below anything that eps lets through.
-                    first = b1 * mean[m, k]
-                    second = b2 * square[m, k]
-                    mean[m, k] = first if abs(first) > tiny else zero
-                    square[m, k] = second if second > tiny else zero
-            elif hold == 1:
-                continue
-            norm = zero
+    for m in range(low, high):
+        if touched[m]:
+            moving[m] = True
             for k in range(d):
-                w = hold * W[m, k] - step * mean[m, k] / (np.sqrt(square[m, k]) * back + e)
-                W[m, k] = w
-                norm += w * w
-            if unit and norm > 0:
-                shrink = 1 / np.sqrt(norm)
-                for k in range(d):
-                    W[m, k] *= shrink
-
-
-def set_threads(threads: int) -> None:
-    """Use this many threads in the kernels, at most as many as numba started with."""
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+                g = gW[m, k]
+                mean[m, k] = b1 * mean[m, k] + c1 * g
+                square[m, k] = b2 * square[m, k] + c2 * g * g
+        elif moving[m]:
+            for k in range(d):
+                # Decaying moments are cut before they become denormal numbers, which are slow;
+                # 1e-36 is far below anything that eps lets through.
+                first = b1 * mean[m, k]
+                second = b2 * square[m, k]
+                mean[m, k] = first if abs(first) > tiny else zero
+                square[m, k] = second if second > tiny else zero
+        elif hold == 1:
+            continue
+        norm = zero
+        for k in range(d):
+            w = hold * W[m, k] - step * mean[m, k] / (np.sqrt(square[m, k]) * back + e)
+            W[m, k] = w
+            norm += w * w
+        if unit and norm > 0:
+            shrink = 1 / np.sqrt(norm)
+            for k in range(d):
+                W[m, k] *= shrink

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simulator.sae import Parameters, Step
+from simulator.team import Team
 
 
 class AdamW:
@@ -23,17 +24,17 @@ class AdamW:
         betas: tuple[float, float],
         eps: float,
         unit_rows: bool,
-        compiled: bool,
-        threads: int,
+        team: Team | None,
     ) -> None:
         self.trained, self.learning_rate, self.weight_decay = trained, learning_rate, weight_decay
-        self.betas, self.eps, self.unit_rows, self.threads = betas, eps, unit_rows, threads
+        self.betas, self.eps, self.unit_rows = betas, eps, unit_rows
+        # With a team the rows of W are updated in one compiled pass; without, in torch operations.
+        self.team = team
         tensors = parameters.tensors()
         self.mean = {name: torch.zeros_like(tensors[name]) for name in trained}
         self.square = {name: torch.zeros_like(tensors[name]) for name in trained}
         # Rows of W that ever had a gradient; derived from the second moment when a run is resumed.
         self.moving = torch.zeros(parameters.W.shape[0], dtype=torch.bool, device=parameters.W.device)
-        self.compiled = compiled
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name, for a checkpoint."""
@@ -45,11 +46,11 @@ class AdamW:
         tensors, gradients = parameters.tensors(), step.gradients.tensors()
         rate = self.learning_rate * factor
         for name in self.trained:
-            if name == "W" and self.compiled:
-                self._rows(parameters.W, gradients["W"], step.touched, t, rate)
+            if name == "W" and self.team is not None:
+                self._rows(self.team, parameters.W, gradients["W"], step.touched, t, rate)
             else:
                 self._plain(name, tensors[name], gradients[name], t, rate)
-        if self.unit_rows and not self.compiled:
+        if self.unit_rows and self.team is None:
             norms = parameters.W.norm(dim=1, keepdim=True)
             parameters.W.div_(norms.clamp(min=1e-30))
 
@@ -62,15 +63,21 @@ class AdamW:
         scale = square.sqrt().div_((1 - beta2**t) ** 0.5).add_(self.eps)
         value.addcdiv_(mean, scale, value=-rate / (1 - beta1**t))
 
-    def _rows(self, W: Tensor, gradient: Tensor, touched: Tensor | None, t: int, rate: float) -> None:
+    def _rows(self, team: Team, W: Tensor, gradient: Tensor, touched: Tensor | None, t: int, rate: float) -> None:
         from simulator import kernels
 
         beta1, beta2 = self.betas
         if touched is None:
             touched = torch.ones(W.shape[0], dtype=torch.bool)
-        kernels.set_threads(self.threads)
-        kernels.adamw_rows(
-            W.numpy(), self.mean["W"].numpy(), self.square["W"].numpy(), gradient.numpy(), touched.numpy(),
-            self.moving.numpy(), rate, beta1, beta2, self.eps, 1 - rate * self.weight_decay,
-            1 - beta1**t, 1 - beta2**t, self.unit_rows, self.threads,
-        )  # fmt: skip
+        arrays = [
+            value.numpy()
+            for value in (W, self.mean["W"], self.square["W"], gradient, touched, self.moving)
+        ]
+        keep, fix1, fix2 = 1 - rate * self.weight_decay, 1 - beta1**t, 1 - beta2**t
+
+        def rows(part: int) -> None:
+            kernels.adamw_rows(
+                *team.share(part, W.shape[0]), *arrays, rate, beta1, beta2, self.eps, keep, fix1, fix2, self.unit_rows
+            )
+
+        team.run(rows)

@@ -8,7 +8,7 @@ import numpy as np
 from simulator.checks import whole
 
 
-def stream(seed: int, name: str, *index: int) -> np.random.Generator:
+def stream(seed: int | np.integer, name: str, *index: int | np.integer) -> np.random.Generator:
     """The random stream of `seed` that is called `name`, number `index`.
 
     Streams with another seed, name or index are independent, and nothing else enters: not the order of the

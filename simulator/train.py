@@ -22,8 +22,8 @@ from torch import Tensor
 
 from simulator import sae
 from simulator.adaptation import adapt, group_bounds
-from simulator.config import fingerprint, to_config
-from simulator.engine import EngineName, make_engine
+from simulator.config import difference, fingerprint, to_config
+from simulator.engine import EngineName, SparseEngine, make_engine
 from simulator.errors import RequestError
 from simulator.methods import BA, GBA, L1, Method, TopK, check_count
 from simulator.optimiser import AdamW
@@ -238,10 +238,10 @@ class _Run:
                 start = np.minimum(ndtri(targets) * spread / d**0.5, 0.0)
                 self.parameters.b.copy_(torch.from_numpy(start))
         self.engine = make_engine(engine, training.method, training.activation, device, threads)
-        compiled = type(self.engine).__name__ == "SparseEngine"
+        team = self.engine.team if isinstance(self.engine, SparseEngine) else None
         self.optimiser = AdamW(
             self.parameters, training.trained, training.learning_rate, training.weight_decay, training.betas,
-            training.eps, training.unit_rows, compiled, threads,
+            training.eps, training.unit_rows, team,
         )  # fmt: skip
         self.t = 0
         self.seconds = 0.0
@@ -323,7 +323,7 @@ class _Run:
         tensors, header = load_tensors(path)
         if header.get("identity", {}).get("fingerprint") != identity["fingerprint"]:
             raise RequestError(
-                f"{path} belongs to another configuration ({_difference(header.get('identity'), identity)}); "
+                f"{path} belongs to another configuration ({difference(header.get('identity'), identity)}); "
                 "repeat its command, or name another folder"
             )
         mine = self._tensors()
@@ -346,15 +346,6 @@ class _Run:
             **arrays, W_start=self.W_start, history=history, status=status, steps=self.t,
             seconds=self.seconds, training=self.training, targets=self.training.targets(),
         )  # fmt: skip
-
-
-def _difference(theirs: Any, ours: Any, path: str = "") -> str:
-    """The first place where two configurations differ, in words."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted(set(theirs) | set(ours)):
-            if key not in ("fingerprint", "versions") and theirs.get(key) != ours.get(key):
-                return _difference(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key)
-    return f"{path or 'configuration'}: {theirs!r} there, {ours!r} here"
 
 
 def fit(
@@ -400,6 +391,8 @@ def fit(
     check_count("record_every", every)
     with torch_threads(threads), torch.no_grad():
         run = _Run(source, training, seed, place, engine, threads)
+        if isinstance(run.engine, SparseEngine):
+            torch.set_num_threads(1)  # its team is the parallelism
         identity = {
             "training": to_config(training), "source": source.config(), "seed": seed, "engine": type(run.engine).__name__,
             "device": place.type, "threads": threads, "record_every": every,

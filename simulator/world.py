@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Sample:
 
     Attributes:
         X: inputs, (N, d).
-        H: non-negative coefficients, scipy csr array (N, n), indices ascending; every stored entry is positive.
+        H: non-negative coefficients, scipy csr array (N, n), indices ascending, stored entries positive.
         V: the planted dictionary, (n, d), rows are the features.
     """
 
@@ -62,8 +62,8 @@ class World:
     n: int
     d: int
     support: Support
-    dictionary: Dictionary = Gaussian()
-    coefficients: Coefficients = ConstantCoefficients()
+    dictionary: Dictionary = field(default_factory=Gaussian)
+    coefficients: Coefficients = field(default_factory=ConstantCoefficients)
     unit_rows: bool = True
     noise: float = 0.0
 

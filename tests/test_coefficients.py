@@ -35,11 +35,11 @@ def test_constant():
 @pytest.mark.parametrize("law", [ConstantCoefficients, Exponential, HalfNormal])
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
 def test_a_scale_must_be_positive(law, value):
-    with pytest.raises(RequestError, match="is out of range: it must be a finite number and > 0$"):
+    with pytest.raises(RequestError, match=r"is out of range: it must be a finite number and > 0$"):
         law(value)
 
 
 @pytest.mark.parametrize("ends", [(-0.1, 1), (1, 1), (2, 1), (math.nan, 1), (0, math.inf), (0, math.nan)])
 def test_the_ends_must_be_in_order(ends):
-    with pytest.raises(RequestError, match="of the uniform coefficients = .* is out of range"):
+    with pytest.raises(RequestError, match=r"of the uniform coefficients = .* is out of range"):
         Uniform(*ends)

@@ -60,12 +60,13 @@ def test_unit_sphere_is_uniform():
 
 def test_orthonormal_rows():
     V = Orthonormal().draw(6, 9, stream(4, "dictionary"))
-    assert V @ V.T == pytest.approx(np.eye(6), abs=1e-12)
+    assert pytest.approx(np.eye(6), abs=1e-12) == V @ V.T
 
 
 def test_orthonormal_is_uniform():
-    # The first coordinate of a row is that of a uniform unit vector in R^3: uniform on [-1, 1]. 2,000 draws: bound
-    # 0.065. Without the sign of the diagonal of R the first row would have a first coordinate of one sign: gap 0.5.
+    # The first coordinate of a row is that of a uniform unit vector in R^3: uniform on [-1, 1]. 2,000
+    # draws: bound 0.065. Without the sign of the diagonal of R the first row would have a first coordinate
+    # of one sign: gap 0.5.
     rng = stream(5, "dictionary")
     V = np.stack([Orthonormal().draw(2, 3, rng) for _ in range(2000)])
     for row in (0, 1):
@@ -75,9 +76,9 @@ def test_orthonormal_is_uniform():
 
 @pytest.mark.parametrize("mean_cosine", [0.0, 0.1, 0.6])
 def test_coherent_mean_cosine(mean_cosine):
-    # Mean over the pairs i != j of cos = c + (1 - c) (|G|^2 - n) / (n (n - 1)), G the sum of n unit vectors in d - 1
-    # dimensions, |G|^2 (d - 1) / n nearly chi2(d - 1). n = 3000, d = 40: |G|^2 / n in [0.10, 2.9] at 1e-7, so the
-    # mean is within 7e-4 of c; detectable discrepancy 1.3e-3.
+    # Mean over the pairs i != j of cos = c + (1 - c) (|G|^2 - n) / (n (n - 1)), G the sum of n unit vectors
+    # in d - 1 dimensions, |G|^2 (d - 1) / n nearly chi2(d - 1). n = 3000, d = 40: |G|^2 / n in [0.10, 2.9]
+    # at 1e-7, so the mean is within 7e-4 of c; detectable discrepancy 1.3e-3.
     n, d = 3000, 40
     V = Coherent(mean_cosine).draw(n, d, stream(6, "dictionary"))
     mean = (np.sum(V.sum(axis=0) ** 2) - n) / (n * (n - 1))
@@ -86,8 +87,9 @@ def test_coherent_mean_cosine(mean_cosine):
 
 
 def test_coherent_spread_of_cosines():
-    # Standard deviation (1 - c) / sqrt(d - 1) = 0.7 / 3 for c = 0.3, d = 10; 1,000 disjoint pairs are independent.
-    # ((cos - c) / (1 - c) + 1) / 2 is Beta((d - 2) / 2, (d - 2) / 2); bound 0.092 with 1,000 pairs.
+    # Standard deviation (1 - c) / sqrt(d - 1) = 0.7 / 3 for c = 0.3, d = 10; 1,000 disjoint pairs are
+    # independent. ((cos - c) / (1 - c) + 1) / 2 is Beta((d - 2) / 2, (d - 2) / 2); bound 0.092 with 1,000
+    # pairs.
     V = Coherent(0.3).draw(2000, 10, stream(7, "dictionary"))
     cosines = np.sum(V[:1000] * V[1000:], axis=1)
     gap, bound = largest_gap(((cosines - 0.3) / 0.7 + 1) / 2, scipy.stats.beta(4, 4).cdf)

@@ -77,7 +77,7 @@ def test_equals_the_reference(name, method, activation, M, d, N, seed, bias, uni
 def test_float32_threads_and_several_blocks(threads, bias):
     parameters, X = network(1500, 24, 130, seed=5, bias=bias, dtype=torch.float32)
     exact, X64 = network(1500, 24, 130, seed=5, bias=bias)
-    engine = SparseEngine(BA(0.1), "jumprelu", threads, block_neurons=256)
+    engine = SparseEngine(BA(0.1), "jumprelu", threads, block_entries=1 << 15)
     ours = engine.step(parameters, X)
     # The seed leaves every pre-activation at least 1e-6 away from zero, so both see the same pairs.
     y = (X64 - exact.b_pre) @ exact.W.T + exact.b

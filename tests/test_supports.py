@@ -13,6 +13,7 @@ from simulator.draws import (
     Rows,
     _coins_proposal,
     _odds_proposal,
+    _sampford_acceptance,
     bernoulli_rows,
     distinct_rows,
     even_rows,
@@ -72,9 +73,9 @@ def assert_counts(counts, N: int, probabilities, alarm: float = ALARM) -> None:
 
 
 def detectable(N: int, probability: float, number: int) -> float:
-    """Normal approximation of the smallest discrepancy that `assert_counts` finds with probability 1 - 1e-6."""
+    """Smallest discrepancy that `assert_counts` finds with probability 1 - 1e-6 (normal approximation)."""
     sigmas = scipy.stats.norm.isf(ALARM / 2 / number) + scipy.stats.norm.isf(1e-6)
-    return sigmas * math.sqrt(probability * (1 - probability) / N)
+    return float(sigmas * math.sqrt(probability * (1 - probability) / N))
 
 
 def subset_counts(rows: Rows, n: int) -> np.ndarray:
@@ -94,8 +95,8 @@ def sampford_law(f: np.ndarray, s: int) -> dict[int, float]:
 
 
 def test_the_test_of_counts_finds_a_wrong_law():
-    # Power: a frequency of 0.09 + detectable is flagged, and the detectable discrepancy is what a reader expects:
-    # for N = 100,000, p = 0.09 and 128 counts, (6.15 + 4.75) sqrt(0.09 0.91 / 1e5) = 0.0099.
+    # Power: a frequency of 0.09 + detectable is flagged, and the detectable discrepancy is what a reader
+    # expects: for N = 100,000, p = 0.09 and 128 counts, (6.15 + 4.75) sqrt(0.09 0.91 / 1e5) = 0.0099.
     gap = detectable(100_000, 0.09, 128)
     assert gap == pytest.approx(0.0099, rel=0.02)
     counts = np.full(128, 9000)
@@ -164,7 +165,8 @@ def test_many_repetitions_still_give_uniform_subsets():
 
 @pytest.mark.parametrize("proposal", [_odds_proposal, _coins_proposal])
 def test_both_proposals_give_sampfords_design(proposal):
-    # Five features, f = (0.8, 0.5, 0.4, 0.2, 0.1), s = 2: ten subsets; detectable 0.013 at P = 0.3 with N >= 100,000.
+    # Five features, f = (0.8, 0.5, 0.4, 0.2, 0.1), s = 2: ten subsets; detectable 0.013 at P = 0.3 with N
+    # >= 100,000.
     f = np.array([0.8, 0.5, 0.4, 0.2, 0.1])
     law = sampford_law(f, 2)
     # Worked: {0, 1} has weight (0.2 + 0.5) (0.8 / 0.2) (0.5 / 0.5) = 0.7 4 1 = 2.8.
@@ -172,9 +174,25 @@ def test_both_proposals_give_sampfords_design(proposal):
     counts = subset_counts(even_rows(features), 5)
     assert len(features) > 100_000
     assert_counts([counts[code] for code in law], len(features), list(law.values()))
-    # The inclusion probabilities of the enumerated law are f: Sampford's theorem, not a property of the sampler.
+    # The inclusion probabilities of the enumerated law are f: Sampford's theorem, not a property of the
+    # sampler.
     for i in range(5):
         assert sum(p for code, p in law.items() if code >> i & 1) == pytest.approx(f[i], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("s", "shape"),
+    [(1, Zipf(1.0)), (3, Zipf(0.5)), (20, Zipf(0.5)), (20, Zipf(0.1)), (8, Given([1.0] * 8 + [0.02] * 120))],
+)
+def test_predicted_acceptance_rates(s, shape):
+    # They only choose between the proposals, so a factor of 2 is enough; N p > 100 accepted rows or no test.
+    f = scaled(shape, s, 128)
+    for predicted, proposal in zip(
+        _sampford_acceptance(f, s), (_odds_proposal, _coins_proposal), strict=True
+    ):
+        if predicted > 5e-3:
+            accepted = len(proposal(f, s)(20_000, stream(20, "test"))) / 20_000
+            assert predicted / 2 < accepted < predicted * 2
 
 
 @pytest.mark.parametrize("f", [(0.9, 0.9, 0.6, 0.3, 0.2, 0.1), (0.5, 0.5, 0.5, 0.5, 0.5, 0.5 - 1e-6)])
@@ -256,8 +274,8 @@ def test_co_occurrence(law, n):
 
 
 def test_paired_rows_of_a_small_world():
-    # s = 2, n = 4, rho = 0.5: one couple with probability 1/2 (two of them, 1/4 each), else one feature of each
-    # pair (four of them, 1/8 each).
+    # s = 2, n = 4, rho = 0.5: one couple with probability 1/2 (two of them, 1/4 each), else one feature of
+    # each pair (four of them, 1/8 each).
     counts = subset_counts(Paired(2, 0.5).sampler(4)(50_000, stream(15, "test")), 4)
     probabilities = np.zeros(16)
     probabilities[[0b0011, 0b1100]] = 1 / 4
@@ -329,7 +347,7 @@ def test_a_large_world_is_never_dense():
         (lambda: Exactly(5).check(4), r"s = 5 exceeds the number of features n = 4; choose at most 4"),
         (lambda: Exactly(3, Zipf(2)).check(50), "the most frequent one would need frequency 1.8"),
         (lambda: Exactly(2, Given((1.0, 2.0))).check(3), "Given frequencies name 2 features.* n = 3"),
-        (lambda: Exactly(2, Given((1 - 1e-9, 1 - 1e-9, 1e-9, 1e-9))).check(4), "too near to certainty"),
+        (lambda: Exactly(40, Given([1 - 1e-6] * 40 + [1e-6] * 40)).check(80), "too near to certainty"),
         (lambda: Zipf(-0.1), "Zipf exponent = -0.1 is out of range"),
         (lambda: Zipf(math.nan), "Zipf exponent = nan"),
         (lambda: Given((0.0, 0.0)), "must be >= 0 and not all zero"),

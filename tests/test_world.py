@@ -29,11 +29,12 @@ every_world = pytest.mark.parametrize("world", WORLDS, ids=range(len(WORLDS)))
 
 
 def test_worked_example():
-    # Two features, both always active, coefficients 1 / sqrt(2): x = (v_0 + v_1) / sqrt(2) = (4, 6) / sqrt(2).
+    # Two features, both always active, coefficients 1 / sqrt(2): x = (v_0 + v_1) / sqrt(2) = (4, 6) /
+    # sqrt(2).
     world = World(2, 2, Exactly(2), GivenDictionary(np.array([[1.0, 2.0], [3.0, 4.0]])))
     sample = world.sample(3, seed=0, dtype=np.float64)
     assert sample.H.toarray() == pytest.approx(np.full((3, 2), math.sqrt(0.5)), abs=1e-15)
-    assert sample.X == pytest.approx(np.tile([4, 6], (3, 1)) / math.sqrt(2), abs=1e-14)
+    assert pytest.approx(np.tile([4, 6], (3, 1)) / math.sqrt(2), abs=1e-14) == sample.X
     # Without unit rows x = v_0 + v_1.
     world = World(2, 2, Exactly(2), GivenDictionary(np.array([[1.0, 2.0], [3.0, 4.0]])), unit_rows=False)
     assert world.sample(1, seed=0).X.tolist() == [[4, 6]]
@@ -61,7 +62,7 @@ def test_both_dtypes_are_the_same_numbers(world):
     assert np.array_equal(single.H.data, double.H.data.astype(np.float32))
     assert np.array_equal(single.V, double.V.astype(np.float32))
     assert np.array_equal(double.V, world.features(2))
-    assert single.X == pytest.approx(double.X, abs=1e-4)
+    assert pytest.approx(double.X, abs=1e-4) == single.X
 
 
 @every_world
@@ -125,9 +126,9 @@ def test_empty_supports_give_zero_rows():
 
 
 def test_noise():
-    # X - HV over 5,000 x 8 entries, N(0, 0.3^2): Dvoretzky-Kiefer-Wolfowitz bound sqrt(ln(2e7) / 8e4) = 0.0145 at a
-    # false-alarm rate of 1e-7; a law at distance 0.029 is missed with probability below 1e-7. A standard
-    # deviation that is wrong by 13 % is at that distance. 5,000 rows span two blocks.
+    # X - HV over 5,000 x 8 entries, N(0, 0.3^2): Dvoretzky-Kiefer-Wolfowitz bound sqrt(ln(2e7) / 8e4) =
+    # 0.0145 at a false-alarm rate of 1e-7; a law at distance 0.029 is missed with probability below 1e-7. A
+    # standard deviation that is wrong by 13 % is at that distance. 5,000 rows span two blocks.
     sample = World(20, 8, Exactly(2), noise=0.3).sample(5000, seed=10, dtype=np.float64)
     residual = (sample.X - sample.H @ sample.V).ravel()
     assert scipy.stats.kstest(residual / 0.3, "norm").statistic < 0.0145
@@ -155,8 +156,8 @@ def test_worlds_compare_by_value():
 
 
 def test_a_long_stream_runs_in_bounded_memory():
-    # n = 65,536: a dense batch of H would have 65,536 x 1,024 x 4 bytes = 268 MB, and 300 batches of H stored sparsely
-    # 8 MB more than one. The peak above the stream itself stays below 4 MB.
+    # n = 65,536: a dense batch of H would have 65,536 x 1,024 x 4 bytes = 268 MB, and 300 batches of H
+    # stored sparsely 8 MB more than one. The peak above the stream itself stays below 4 MB.
     batches = World(65_536, 8, Exactly(3)).stream(11)
     batches.batch(0, 1024)
     tracemalloc.start()

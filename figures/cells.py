@@ -1,0 +1,206 @@
+"""One cell: sample a world, train on it, judge what was learned, write the report folder.
+
+A folder holds one cell. `result.json` is written last and under a temporary name, so its existence
+means that everything else is complete; until then a checkpoint lets the same command continue.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, World, fit
+from simulator.config import difference, fingerprint, to_config
+from simulator.storage import load_tensors, save_tensors, write_atomically
+from simulator.train import choose_device, choose_threads
+
+logger = logging.getLogger(__name__)
+
+RESULT, CHECKPOINT, FIT, WORLD = "result.json", "checkpoint.safetensors", "fit.safetensors", "world.safetensors"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is computed: a world or a matrix of activations, a training, a seed, and how it is judged."""
+
+    world: World | None
+    training: Training
+    seed: int
+    activations: Path | None = None
+    samples: int = 20_000
+    """Fresh samples on which codes are judged."""
+    references: bool = True
+    """Whether the reference rows are computed too."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or self.samples < 10:
+            raise RequestError(f"samples = {self.samples} are too few to judge codes on; take at least 10")
+
+    def source(self) -> Any:
+        """The batches to train on."""
+        if self.world is not None:
+            return self.world.stream(self.seed, dtype=self.training.dtype)
+        assert self.activations is not None
+        return ActivationMatrix(self.activations, self.seed)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the numbers, JSON-able and type-tagged."""
+        data = to_config(self.world) if self.world is not None else self.source().config()
+        return {
+            "data": data, "training": to_config(self.training), "seed": self.seed, "samples": self.samples,
+            "references": self.references,
+        }  # fmt: skip
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the folder: a second process that wants it is refused, a killed one leaves nothing behind."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RequestError(f"cannot use the folder {folder}: {reason}; name a folder with write access") from None
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            logger.info("no file locks on this platform: do not run one folder twice at a time")
+        except OSError:
+            raise RequestError(f"another process is working in {folder}; wait for it or name another folder") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The finished result of a folder, or None."""
+    file = folder / RESULT
+    if not file.exists():
+        return None
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise RequestError(f"{file} is damaged; remove it to compute it again") from None
+
+
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    *,
+    device: str = "auto",
+    engine: Any = "auto",
+    threads: int | None = None,
+    progress: Callable[[int, float], None] | None = None,
+    picture: bool = True,
+) -> dict[str, Any]:
+    """Compute a cell into its folder, continue it, or read it if it is finished.
+
+    Args:
+        cell: what to compute.
+        folder: where; made if needed. Refused if it holds another cell.
+        device, engine, threads, progress: as in `simulator.fit`.
+        picture: whether to draw report.png.
+
+    Returns:
+        The content of result.json.
+    """
+    config = cell.config()
+    key = fingerprint(config)
+    with claimed(folder):
+        finished = read_result(folder)
+        if finished is not None:
+            if finished.get("fingerprint") != key:
+                raise RequestError(
+                    f"{folder} holds the result of another command ({difference(finished.get('config'), config)}); "
+                    "repeat that one or name another folder"
+                )
+            return finished
+        from figures.judge import judge
+        from figures.report import draw_report
+
+        source = cell.source()
+        place = choose_device(device)
+        used = choose_threads(cell.training, source.d) if threads is None else threads
+        outcome = fit(
+            source, cell.training, cell.seed, device=str(place), engine=engine, threads=used,
+            checkpoint=folder / CHECKPOINT, progress=progress,
+        )  # fmt: skip
+        metrics, rows, tables = judge(cell, outcome, source)
+        result = {
+            **metrics,
+            "status": outcome.status,
+            "seconds": round(outcome.seconds, 3),
+            "steps": outcome.steps,
+            "rows": rows,
+            "config": config,
+            "fingerprint": key,
+            "versions": {name: version(name) for name in ("sae-recovery", "torch", "numpy", "scipy", "numba")},
+            "device": place.type,
+            "threads": used,
+        }
+        save_fit(folder, outcome)
+        if cell.world is not None:
+            save_tensors(folder / WORLD, {"V": source.V}, {"config": config["data"], "seed": cell.seed})
+        for name, table in tables.items():
+            write_csv(folder / f"{name}.csv", table)
+        if picture:
+            draw_report(folder / "report.png", result, tables)
+        write_json(folder / RESULT, result)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return json.loads(json.dumps(plain(result)))
+
+
+def save_fit(folder: Path, outcome: Fit) -> None:
+    """The learned arrays: fit.safetensors with W (M x d), a, b, b_pre."""
+    arrays = {"W": outcome.W, "a": outcome.a, "b": outcome.b, "b_pre": outcome.b_pre}
+    save_tensors(folder / FIT, arrays, {"training": to_config(outcome.training), "status": outcome.status})
+
+
+def load_fit(folder: Path) -> dict[str, np.ndarray]:
+    """W, a, b, b_pre of a finished folder."""
+    return {name: tensor.numpy() for name, tensor in load_tensors(folder / FIT)[0].items()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON, written atomically; numbers that are not finite become null."""
+    write_atomically(path, (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV, written atomically."""
+    write_atomically(path, table.to_csv(index=False, float_format="%.6g").encode())
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and knows no NumPy: both become what a reader expects."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def evaluation_sample(cell: Cell, source: Any) -> Sample | np.ndarray:
+    """Fresh samples of the world (stream "evaluation"), or rows of the activations."""
+    if cell.world is not None:
+        return cell.world.sample(cell.samples, cell.seed, name="evaluation", dtype=cell.training.dtype)
+    rows = np.unique(np.linspace(0, source.N - 1, min(cell.samples, source.N)).astype(np.int64))
+    return np.asarray(source.matrix[rows], dtype=cell.training.dtype)

@@ -1,0 +1,196 @@
+"""The command line: `sae-recovery verify`, `sae-recovery check`.
+
+Every impossible request ends with one line on standard error and exit code 2; an interrupt with 130.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from figures.options import COMMANDS, Check, Verify
+from simulator.errors import RequestError
+
+PRESETS = ("first-recovery", "thousand-features", "imbalanced-toy", "imbalanced-toy-trials")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(level=logging.WARNING, format="sae-recovery: %(message)s")
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+    except RequestError as error:
+        _complain(str(error))
+        code = 2
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing to report, and nothing left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command continues where this one stopped")
+        code = 130
+    except MemoryError:
+        _complain("out of memory; take fewer features, neurons or samples")
+        code = 2
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{where}; check the path, its permissions and the free space")
+        code = 2
+    sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    print(f"sae-recovery: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _run(arguments: list[str]) -> int:
+    options = _parse(arguments)
+    if isinstance(options, Check):
+        from figures.check import check_files
+
+        result, text = check_files(options)
+    elif options.preset is not None:
+        result, text = _preset(options)
+    else:
+        result, text = _verify(options, arguments)
+    print(json.dumps(result, allow_nan=False) if options.json else text)
+    return 0
+
+
+def _parse(arguments: list[str]) -> Any:
+    """Options from the command line; a bad one is a `RequestError` of one line instead of tyro's box."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="sae-recovery", description=__doc__.splitlines()[0], args=arguments
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        lines = [re.sub(r"[│╭╮╰╯─├┤|]", " ", line).strip(" -") for line in box.getvalue().splitlines()]
+        told = [line for line in lines if line and not line.startswith(("Argument helptext", "For full helptext"))]
+        raise RequestError(f"{': '.join(told[:3])}; see sae-recovery {_command(arguments)}--help") from None
+
+
+def _command(arguments: list[str]) -> str:
+    return f"{arguments[0]} " if arguments and arguments[0] in COMMANDS else ""
+
+
+@contextlib.contextmanager
+def _bar(total: int, unit: str, quiet: bool) -> Any:
+    """A progress bar on standard error, shown on a terminal only: yields (done, note) -> None."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, disable=True if quiet else None, leave=False) as bar:
+
+        def advance(done: int, note: str = "") -> None:
+            if note:
+                bar.set_postfix_str(note, refresh=False)
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]:
+    from figures.cells import Cell, run_cell
+    from figures.report import result_text
+    from simulator.config import fingerprint
+    from simulator.rng import stream
+
+    stream(options.seed, "check")  # refuses an impossible seed before anything is made
+    cell = Cell(
+        options.world(), options.training(), options.seed, options.activations, options.samples, options.references
+    )
+    if options.explain is not None:
+        _check_feature(options, cell)
+    folder = options.out or Path("runs") / f"verify-{fingerprint(cell.config())[:10]}"
+    with _bar(cell.training.steps, "step", options.quiet or options.json) as advance:
+        result = run_cell(
+            cell, folder, device=options.device, engine=options.engine, threads=options.threads,
+            progress=lambda step, loss: advance(step, f"loss {loss:.4f}" if step % 50 == 0 else ""),
+        )  # fmt: skip
+    text = result_text(result, folder)
+    if options.explain is not None:
+        from figures.judge import explain_cell
+
+        told = explain_cell(cell, folder, options.explain)
+        result, text = {**result, "explanation": told}, f"{text}\n\n{told}"
+    return result, text
+
+
+def _check_feature(options: Verify, cell: Any) -> None:
+    if cell.world is None:
+        raise RequestError("--explain needs planted features; with --activations there are none")
+    if not 0 <= options.explain < cell.world.n:  # type: ignore[operator]
+        raise RequestError(f"--explain {options.explain}: features are numbered 0 to {cell.world.n - 1}")
+
+
+def _preset(options: Verify) -> tuple[dict[str, Any], str]:
+    from figures.experiments import run_experiment
+    from figures.report import table_text
+
+    if options.preset not in PRESETS:
+        raise RequestError(f"unknown preset {options.preset!r}; there are {', '.join(PRESETS)}")
+    changed = [
+        name
+        for name, default in vars(Verify()).items()
+        if getattr(options, name) != default and name not in ("preset", "out", "seeds", "jobs", "size", "json", "quiet")
+    ]
+    if changed:
+        raise RequestError(f"--{changed[0].replace('_', '-')} is decided by the preset {options.preset}; leave it out")
+    if options.jobs < 0:
+        raise RequestError(f"jobs = {options.jobs} must be a whole number of at least 0 (0: one per core)")
+    experiment = load_preset(options.preset)
+    folder = options.out or Path("runs") / f"{options.preset}-{options.size}"
+    with _bar(0, "cell", options.quiet or options.json) as advance:
+        bar: Callable[..., None] = advance
+
+        def progress(done: int, total: int) -> None:
+            bar(done, f"of {total} cells")
+
+        table = run_experiment(
+            experiment, folder, seeds=options.seeds, size=options.size, jobs=options.jobs, progress=progress
+        )
+    from figures.cells import plain, write_csv, write_json
+
+    short = experiment.summarise(table)
+    write_csv(folder / "cells.csv", table)
+    write_csv(folder / "table.csv", short)
+    experiment.draw(table, folder / f"{experiment.name}.png")
+    result = plain(
+        {
+            "preset": experiment.name, "size": options.size, "rows": short.to_dict("records"),
+            "cells": table.to_dict("records"),
+        }
+    )  # fmt: skip
+    write_json(folder / "result.json", result)
+    text = f"{experiment.title}\n\n{table_text(short)}\n\nEvery cell, the table and the picture: {folder}"
+    return result, text
+
+
+def load_preset(name: str) -> Any:
+    """The Experiment of that name."""
+    if name == "first-recovery":
+        from figures.first_recovery import EXPERIMENT
+    elif name == "thousand-features":
+        from figures.thousand_features import EXPERIMENT
+    elif name == "imbalanced-toy":
+        from figures.imbalanced_toy import EXPERIMENT
+    else:
+        from figures.imbalanced_toy import TRIALS as EXPERIMENT
+    return EXPERIMENT
+
+
+if __name__ == "__main__":
+    main()

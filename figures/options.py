@@ -1,0 +1,216 @@
+"""The typed options of the command line, and the worlds and trainings that they describe.
+
+Light on purpose: `--help` and bad options are answered without loading torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from simulator import Training, World
+
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Sample a world with planted features, train a sparse autoencoder on it, say which features were recovered."""
+
+    preset: str | None = None
+    """Run a whole table instead of one cell: first-recovery, thousand-features, imbalanced-toy,
+    imbalanced-toy-trials. Only --out, --seeds, --jobs, --size, --json and --quiet apply then."""
+
+    # The world.
+    n: int = 128
+    """Number of planted features."""
+    d: int = 42
+    """Dimension of the activations; n > d is superposition."""
+    s: tuple[int, ...] = (3,)
+    """Active features per sample. Several numbers: a mixture, each for an equal share of the samples."""
+    support: Literal["exactly", "bernoulli", "paired"] = "exactly"
+    """Law of the supports: exactly s of n; independent with mean s; exactly s with co-occurring pairs."""
+    rho: float = 0.5
+    """With --support paired: P(partner active | feature active)."""
+    zipf: float = 0.0
+    """Exponent of Zipf feature frequencies; 0: all equal."""
+    dictionary: Literal["gaussian", "sphere", "orthonormal", "coherent"] = "gaussian"
+    """Law of the features V."""
+    mean_cosine: float = 0.3
+    """With --dictionary coherent: mean cosine between two features."""
+    features: Path | None = None
+    """A .npy or .safetensors file with V itself, n x d, instead of a law."""
+    coefficients: Literal["constant", "uniform", "exponential", "half-normal"] = "constant"
+    """Law of the non-zero coefficients."""
+    unit_rows: bool = True
+    """Scale each row of H to unit norm."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on each coordinate."""
+    activations: Path | None = None
+    """A .npy or .safetensors matrix of activations instead of a world; recovery is then unknown."""
+
+    # The training.
+    method: Literal["ba", "gba", "topk", "l1"] = "gba"
+    """Bias adaptation with one target, with groups of targets, TopK, or an L1 penalty."""
+    p: float = 0.03
+    """Target activation frequency (ba)."""
+    htf: float = 0.1
+    """Highest target frequency (gba)."""
+    ltf: float = 1e-3
+    """Lowest target frequency (gba)."""
+    groups: int = 10
+    """Number of groups (gba)."""
+    rule: Literal["one-sided", "two-sided"] = "one-sided"
+    """The paper's rule, for which a target is a ceiling, or a controller towards the target (ba, gba)."""
+    gamma: float = 0.01
+    """Step of a bias, gamma_plus = gamma_minus (ba, gba)."""
+    buffer: int = 25_600
+    """Pre-activations per neuron between two adaptations (ba, gba)."""
+    k: int = 3
+    """Active neurons per sample (topk)."""
+    auxiliary_k: int = 0
+    """Dead neurons per sample that explain the residual (topk); 0: no auxiliary loss."""
+    l1: float = 0.01
+    """Weight of the penalty (l1)."""
+    neurons: int = 512
+    """Width M."""
+    steps: int = 6000
+    """Optimiser steps."""
+    batch: int = 512
+    """Samples per step."""
+    activation: Literal["auto", "jumprelu", "relu"] = "auto"
+    """jumprelu: the bias only gates; relu: it also shifts, and topk and l1 train it. auto: jumprelu for
+    ba, gba and topk, relu for l1."""
+    learning_rate: float = 1e-3
+    """AdamW's learning rate."""
+    decay: float = 0.0
+    """Last share of the steps with a learning rate that falls to 0."""
+    start_scale: float = 0.01
+    """Output scale of every neuron at the start; small, so that neurons first learn on their own."""
+    start_bias: Literal["zero", "quantile"] = "zero"
+    """Biases at the start: zero as in the paper, or where a random neuron meets its target (ba, gba)."""
+    normalise: bool = True
+    """Scale every input to unit norm."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the training."""
+
+    # The run.
+    seed: int = 0
+    """Decides everything random: V, H, initialisation, batches, each from a stream of its own."""
+    samples: int = 20_000
+    """Fresh samples on which codes are judged."""
+    references: bool = True
+    """Also judge the true dictionary, random ones and k-means on the same samples."""
+    out: Path | None = None
+    """Report folder. The same command continues an unfinished one and prints a finished one again.
+    Default: runs/ and a hash of the options."""
+    explain: int | None = None
+    """Say why this feature was or was not learned."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the table."""
+    quiet: bool = False
+    """No progress bar."""
+    device: str = "auto"
+    """auto (first GPU, else CPU), cpu, cuda, ..."""
+    engine: Literal["auto", "sparse", "torch", "reference"] = "auto"
+    """How the step is computed; all give the same step."""
+    threads: int | None = None
+    """Threads on the CPU; default: one for small steps, else all."""
+
+    # Presets.
+    seeds: tuple[int, ...] | None = None
+    """Seeds of a preset instead of its own."""
+    jobs: int = 0
+    """Cells of a preset side by side, one thread each; 0: as many as cores."""
+    size: Literal["tiny", "full"] = "full"
+    """Size of a preset: tiny takes seconds and shows only that it runs."""
+
+    def world(self) -> World | None:
+        """The world that the options describe; None with --activations."""
+        if self.activations is not None:
+            return None
+        from simulator import (
+            Bernoulli, Coherent, Constant, ConstantCoefficients, Exactly, Exponential, Gaussian, GivenDictionary,
+            HalfNormal, Mixture, Orthonormal, Paired, RequestError, Uniform, UnitSphere, World, Zipf,
+        )  # fmt: skip
+        from simulator.storage import read_matrix
+
+        frequencies = Zipf(self.zipf) if self.zipf else Constant()
+        if not self.s:
+            raise RequestError("s needs at least one number of active features, e.g. --s 3")
+        if len(self.s) > 1:
+            if self.support != "exactly" or self.zipf:
+                raise RequestError(f"several s ({self.s}) go with --support exactly and equal frequencies only")
+            support = Mixture(self.s, (1 / len(self.s),) * len(self.s))
+        elif self.support == "paired":
+            if self.zipf:
+                raise RequestError("--support paired keeps all frequencies equal; leave --zipf out")
+            support = Paired(self.s[0], self.rho)
+        elif self.support == "bernoulli":
+            support = Bernoulli(self.s[0], frequencies)
+        else:
+            support = Exactly(self.s[0], frequencies)
+        n, d = self.n, self.d
+        if self.features is not None:
+            matrix = read_matrix(self.features, mapped=False)
+            n, d = matrix.shape
+            dictionary = GivenDictionary(matrix)
+        else:
+            dictionary = {
+                "gaussian": Gaussian, "sphere": UnitSphere, "orthonormal": Orthonormal,
+                "coherent": lambda: Coherent(self.mean_cosine),
+            }[self.dictionary]()  # fmt: skip
+        coefficients = {
+            "constant": ConstantCoefficients, "uniform": Uniform, "exponential": Exponential,
+            "half-normal": HalfNormal,
+        }[self.coefficients]()  # fmt: skip
+        return World(n, d, support, dictionary, coefficients, self.unit_rows, self.noise)
+
+    def training(self) -> Training:
+        """The training that the options describe."""
+        from simulator import BA, GBA, L1, OneSided, TopK, Training, TwoSided
+
+        rule = (OneSided if self.rule == "one-sided" else TwoSided)(self.gamma, self.gamma)
+        method = {
+            "ba": lambda: BA(self.p, rule, self.buffer),
+            "gba": lambda: GBA(self.htf, self.ltf, self.groups, rule, self.buffer),
+            "topk": lambda: TopK(self.k, self.auxiliary_k),
+            "l1": lambda: L1(self.l1),
+        }[self.method]()
+        activation = self.activation
+        if activation == "auto":
+            activation = "relu" if self.method == "l1" else "jumprelu"
+        return Training(
+            method, self.neurons, self.steps, self.batch, activation, self.learning_rate, self.decay,
+            start_scale=self.start_scale, start_bias=self.start_bias, normalise=self.normalise, dtype=self.dtype,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """Compare any dictionary with any other: which rows of V does W recover? No training needed."""
+
+    V: Annotated[Path, tyro.conf.Positional]
+    """The true features, n x d: a .npy or .safetensors file."""
+    W: Annotated[Path, tyro.conf.Positional]
+    """The learned directions, M x d: a .npy or .safetensors file (a fit.safetensors works)."""
+    untrained: Path | None = None
+    """The network before training, M x d, for the recovery rate that it already had."""
+    frequencies: Path | None = None
+    """Occurrence frequency of each feature, n numbers in a .npy file, for recovery by frequency."""
+    tau: tuple[float, ...] = (0.8, 0.9)
+    """Cosine thresholds."""
+    seed: int = 0
+    """Seed of the random dictionaries behind the chance levels."""
+    explain: int | None = None
+    """Say what is known about this feature."""
+    out: Path | None = None
+    """Folder for result.json and features.csv."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the table."""
+
+
+COMMANDS = {"verify": Verify, "check": Check}

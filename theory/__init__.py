@@ -1,0 +1,1 @@
+"""The judgement: dictionaries against dictionaries, codes against supports (numpy, scipy, torch blocks)."""
