@@ -25,7 +25,12 @@ from simulator.train import choose_device, choose_threads
 
 logger = logging.getLogger(__name__)
 
-RESULT, CHECKPOINT, FIT, WORLD = "result.json", "checkpoint.safetensors", "fit.safetensors", "world.safetensors"
+RESULT, CHECKPOINT, FIT, WORLD = (
+    "result.json",
+    "checkpoint.safetensors",
+    "fit.safetensors",
+    "world.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def run_cell(
     device: str = "auto",
     engine: Any = "auto",
     threads: int | None = None,
+    checkpoint_seconds: float = 20.0,
     progress: Callable[[int, float], None] | None = None,
     picture: bool = True,
 ) -> dict[str, Any]:
@@ -110,7 +116,7 @@ def run_cell(
     Args:
         cell: what to compute.
         folder: where; made if needed. Refused if it holds another cell.
-        device, engine, threads, progress: as in `simulator.fit`.
+        device, engine, threads, checkpoint_seconds, progress: as in `simulator.fit`.
         picture: whether to draw report.png.
 
     Returns:
@@ -135,7 +141,7 @@ def run_cell(
         used = choose_threads(cell.training, source.d) if threads is None else threads
         outcome = fit(
             source, cell.training, cell.seed, device=str(place), engine=engine, threads=used,
-            checkpoint=folder / CHECKPOINT, progress=progress,
+            checkpoint=folder / CHECKPOINT, checkpoint_seconds=checkpoint_seconds, progress=progress,
         )  # fmt: skip
         metrics, rows, tables = judge(cell, outcome, source)
         result = {

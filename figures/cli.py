@@ -73,7 +73,10 @@ def _parse(arguments: list[str]) -> Any:
     try:
         with contextlib.redirect_stderr(box):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="sae-recovery", description=__doc__.splitlines()[0], args=arguments
+                COMMANDS,
+                prog="sae-recovery",
+                description="Do sparse autoencoders recover the features?",
+                args=arguments,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -110,7 +113,12 @@ def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]
 
     stream(options.seed, "check")  # refuses an impossible seed before anything is made
     cell = Cell(
-        options.world(), options.training(), options.seed, options.activations, options.samples, options.references
+        options.world(),
+        options.training(),
+        options.seed,
+        options.activations,
+        options.samples,
+        options.references,
     )
     if options.explain is not None:
         _check_feature(options, cell)
@@ -118,6 +126,7 @@ def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]
     with _bar(cell.training.steps, "step", options.quiet or options.json) as advance:
         result = run_cell(
             cell, folder, device=options.device, engine=options.engine, threads=options.threads,
+            checkpoint_seconds=options.checkpoint_seconds,
             progress=lambda step, loss: advance(step, f"loss {loss:.4f}" if step % 50 == 0 else ""),
         )  # fmt: skip
     text = result_text(result, folder)
@@ -137,7 +146,7 @@ def _check_feature(options: Verify, cell: Any) -> None:
 
 
 def _preset(options: Verify) -> tuple[dict[str, Any], str]:
-    from figures.experiments import run_experiment
+    from figures.experiments import mean_references, run_experiment
     from figures.report import table_text
 
     if options.preset not in PRESETS:
@@ -159,23 +168,25 @@ def _preset(options: Verify) -> tuple[dict[str, Any], str]:
         def progress(done: int, total: int) -> None:
             bar(done, f"of {total} cells")
 
-        table = run_experiment(
+        table, references = run_experiment(
             experiment, folder, seeds=options.seeds, size=options.size, jobs=options.jobs, progress=progress
         )
     from figures.cells import plain, write_csv, write_json
 
     short = experiment.summarise(table)
+    beside = mean_references(references)
     write_csv(folder / "cells.csv", table)
     write_csv(folder / "table.csv", short)
     experiment.draw(table, folder / f"{experiment.name}.png")
     result = plain(
         {
             "preset": experiment.name, "size": options.size, "rows": short.to_dict("records"),
-            "cells": table.to_dict("records"),
+            "references": beside.to_dict("records"), "cells": table.to_dict("records"),
         }
     )  # fmt: skip
     write_json(folder / "result.json", result)
-    text = f"{experiment.title}\n\n{table_text(short)}\n\nEvery cell, the table and the picture: {folder}"
+    tables = f"{table_text(short)}\n\n{table_text(beside)}"
+    text = f"{experiment.title}\n\n{tables}\n\nEvery cell, the table and the picture: {folder}"
     return result, text
 
 

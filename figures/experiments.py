@@ -54,7 +54,7 @@ def run_experiment(
     size: str = "full",
     jobs: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compute what is missing, one thread per cell, and return one row per cell.
 
     Args:
@@ -66,7 +66,8 @@ def run_experiment(
         progress: called with (cells done, cells in all).
 
     Returns:
-        Table with the label columns, `seed`, the metrics, and `cell` (the hash).
+        Table with the label columns, `seed`, the metrics, and `cell` (the hash); and the reference rows
+        (true dictionary, random ones, k-means) of the cells that have them, with the same metrics.
     """
     chosen = tuple(seeds) if seeds else experiment.seeds
     if len(set(chosen)) != len(chosen):
@@ -82,9 +83,7 @@ def run_experiment(
         if progress is not None:
             progress(done, len(labelled))
         tasks = (
-            joblib.delayed(run_cell)(
-                labelled[i][1], folder / "cells" / keys[i], device="cpu", threads=1, picture=False
-            )
+            joblib.delayed(run_cell)(labelled[i][1], folder / "cells" / keys[i], device="cpu", threads=1, picture=False)
             for i in missing
         )
         if missing:
@@ -93,14 +92,23 @@ def run_experiment(
                 done += 1
                 if progress is not None:
                     progress(done, len(labelled))
-        rows = []
+        rows, references = [], []
         for (label, cell), key in zip(labelled, keys, strict=True):
             result = read_result(folder / "cells" / key) or {}
             row = {**label, "seed": cell.seed, **{name: result.get(name) for name in METRICS}, "cell": key}
             if isinstance(row["mcc"], list):
                 row["mcc"] = float(np.mean(row["mcc"]))
             rows.append(row)
-        return pd.DataFrame(rows)
+            references += [{**other, "seed": cell.seed} for other in result.get("rows", [])[1:]]
+        return pd.DataFrame(rows), pd.DataFrame(references)
+
+
+def mean_references(references: pd.DataFrame) -> pd.DataFrame:
+    """The reference dictionaries, mean over seeds."""
+    columns = {"frr_080": "FRR 0.8", "frr_090": "FRR 0.9", "neuron_precision_090": "precision", "mcc": "MCC",
+               "loss": "loss", "mean_l0": "L0"}  # fmt: skip
+    short = mean_and_interval(references, ["row"], columns)
+    return short[["row", "seeds", *columns.values()]].rename(columns={"row": "reference"})
 
 
 def mean_and_interval(table: pd.DataFrame, by: Sequence[str], columns: Mapping[str, str]) -> pd.DataFrame:

@@ -21,5 +21,9 @@ def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
 
 
 EXPERIMENT = Experiment(
-    "first-recovery", "128 features in 42 dimensions: recovery against the target frequency", cells, summarise, draw
+    "first-recovery",
+    "128 features in 42 dimensions: recovery against the target frequency",
+    cells,
+    summarise,
+    draw,
 )

@@ -39,10 +39,17 @@ def sweep_cells(
             run = replace(training, method=BA(p, buffer=training.method.buffer), start_bias=start)  # type: ignore[union-attr]
             label = {"method": "BA", "biases start at": start, "p / f": multiple, "p": float(f"{p:.6g}")}
             for seed in seeds_at[multiple] if isinstance(seeds_at, dict) else seeds_at:
-                cells.append((label, Cell(world, run, seed, references=False)))
+                # The references depend on the world and the width only: once per seed is enough.
+                first = start == starts[0] and multiple == multiples[0]
+                cells.append((label, Cell(world, run, seed, references=first)))
         if gba is not None:
             run = replace(training, method=gba, start_bias=start)
-            label = {"method": f"GBA {gba.htf:g}..{gba.ltf:g}", "biases start at": start, "p / f": np.nan, "p": np.nan}
+            label = {
+                "method": f"GBA {gba.htf:g}..{gba.ltf:g}",
+                "biases start at": start,
+                "p / f": np.nan,
+                "p": np.nan,
+            }
             seeds = seeds_at[multiples[0]] if isinstance(seeds_at, dict) else seeds_at
             cells += [(label, Cell(world, run, seed, references=False)) for seed in seeds]
     return cells
@@ -51,7 +58,18 @@ def sweep_cells(
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds with the 95 % interval of the recovery rate."""
     short = mean_and_interval(table, ["method", "biases start at", "p / f", "p"], SHOWN)
-    return short[["method", "biases start at", "p / f", "p", "seeds", "FRR 0.9", "FRR 0.9 ±", *list(SHOWN.values())[1:]]]
+    return short[
+        [
+            "method",
+            "biases start at",
+            "p / f",
+            "p",
+            "seeds",
+            "FRR 0.9",
+            "FRR 0.9 ±",
+            *list(SHOWN.values())[1:],
+        ]
+    ]
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from simulator import Training, World
 
 
-
 @dataclass(frozen=True)
 class Verify:
     """Sample a world with planted features, train a sparse autoencoder on it, say which features were recovered."""
@@ -67,7 +66,7 @@ class Verify:
     """The paper's rule, for which a target is a ceiling, or a controller towards the target (ba, gba)."""
     gamma: float = 0.01
     """Step of a bias, gamma_plus = gamma_minus (ba, gba)."""
-    buffer: int = 25_600
+    buffer: int = 5_120
     """Pre-activations per neuron between two adaptations (ba, gba)."""
     k: int = 3
     """Active neurons per sample (topk)."""
@@ -88,7 +87,7 @@ class Verify:
     """AdamW's learning rate."""
     decay: float = 0.0
     """Last share of the steps with a learning rate that falls to 0."""
-    start_scale: float = 0.01
+    start_scale: float = 0.1
     """Output scale of every neuron at the start; small, so that neurons first learn on their own."""
     start_bias: Literal["zero", "quantile"] = "zero"
     """Biases at the start: zero as in the paper, or where a random neuron meets its target (ba, gba)."""
@@ -119,6 +118,8 @@ class Verify:
     """How the step is computed; all give the same step."""
     threads: int | None = None
     """Threads on the CPU; default: one for small steps, else all."""
+    checkpoint_seconds: float = 20.0
+    """Time between two checkpoints; any value gives the same numbers."""
 
     # Presets.
     seeds: tuple[int, ...] | None = None
@@ -133,26 +134,42 @@ class Verify:
         if self.activations is not None:
             return None
         from simulator import (
-            Bernoulli, Coherent, Constant, ConstantCoefficients, Exactly, Exponential, Gaussian, GivenDictionary,
-            HalfNormal, Mixture, Orthonormal, Paired, RequestError, Uniform, UnitSphere, World, Zipf,
+            Bernoulli,
+            Coherent,
+            Constant,
+            ConstantCoefficients,
+            Exactly,
+            Exponential,
+            Gaussian,
+            GivenDictionary,
+            HalfNormal,
+            Mixture,
+            Orthonormal,
+            Paired,
+            RequestError,
+            Uniform,
+            UnitSphere,
+            World,
+            Zipf,
         )  # fmt: skip
         from simulator.storage import read_matrix
 
         frequencies = Zipf(self.zipf) if self.zipf else Constant()
-        if not self.s:
+        sizes = tuple(self.s)
+        if not sizes:
             raise RequestError("s needs at least one number of active features, e.g. --s 3")
-        if len(self.s) > 1:
+        if len(sizes) > 1:
             if self.support != "exactly" or self.zipf:
                 raise RequestError(f"several s ({self.s}) go with --support exactly and equal frequencies only")
-            support = Mixture(self.s, (1 / len(self.s),) * len(self.s))
+            support = Mixture(sizes, (1 / len(sizes),) * len(sizes))
         elif self.support == "paired":
             if self.zipf:
                 raise RequestError("--support paired keeps all frequencies equal; leave --zipf out")
-            support = Paired(self.s[0], self.rho)
+            support = Paired(sizes[0], self.rho)
         elif self.support == "bernoulli":
-            support = Bernoulli(self.s[0], frequencies)
+            support = Bernoulli(sizes[0], frequencies)
         else:
-            support = Exactly(self.s[0], frequencies)
+            support = Exactly(sizes[0], frequencies)
         n, d = self.n, self.d
         if self.features is not None:
             matrix = read_matrix(self.features, mapped=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE, new_figure, save_figure
 
@@ -25,7 +26,10 @@ def table_text(table: pd.DataFrame) -> str:
             return f"{value:.3f}"
         return str(int(value)) if isinstance(value, float) else str(value)
 
-    text = [[*map(str, table.columns)], *[[cell(value) for value in row] for row in table.itertuples(index=False)]]
+    text = [
+        [*map(str, table.columns)],
+        *[[cell(value) for value in row] for row in table.itertuples(index=False)],
+    ]
     widths = [max(len(row[i]) for row in text) for i in range(len(table.columns))]
     numeric = [i > 0 and not isinstance(table.iloc[0, i], str) for i in range(len(widths))] if len(table) else []
     lines = []
@@ -105,10 +109,13 @@ def draw_report(path: Path, result: Mapping[str, Any], tables: Mapping[str, pd.D
         line = np.array([x.min(), x.max()])
         right.plot(line, line, color=ACCENT, lw=1, ls="--", label="measured = target")
         right.legend(fontsize=8, frameon=False)
-        if len(np.unique(x)) == 1:
-            right.set_xlim(x[0] / 3, x[0] * 3)
         right.set_xscale("log")
+        if len(np.unique(x)) == 1:
+            right.set_xlim(x[0] / 10, x[0] * 10)
+            right.set_ylim(min(x[0] / 10, shown.min() / 2), max(x[0] * 10, shown.max() * 2))
     right.set_yscale("log")
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     right.set_xlabel(label)
     right.set_ylabel("measured activation frequency")
     right.set_title(f"{int((measured == 0).sum())} of {len(measured)} neurons dead", fontsize=9, loc="left")

@@ -8,9 +8,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
-from simulator.storage import write_atomically  # noqa: E402
+from simulator.storage import write_atomically
 
 DARK, MIDDLE, LIGHT, ACCENT = "#22313f", "#5b7c99", "#b8c9d9", "#c8553d"
 MARKERS = ("o", "s", "^", "D", "v")

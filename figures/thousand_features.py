@@ -22,5 +22,9 @@ def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
 
 
 EXPERIMENT = Experiment(
-    "thousand-features", "1,024 features in 128 dimensions: recovery against the target frequency", cells, summarise, draw
+    "thousand-features",
+    "1,024 features in 128 dimensions: recovery against the target frequency",
+    cells,
+    summarise,
+    draw,
 )

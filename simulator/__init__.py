@@ -1,9 +1,9 @@
 """The world and the learner: sample X = HV with planted features, train sparse autoencoders on it.
 
-    from simulator import BA, Exactly, Training, World, fit
+from simulator import BA, Exactly, Training, World, fit
 
-    world = World(n=128, d=42, support=Exactly(3))
-    outcome = fit(world.stream(seed=0), Training(BA(p=0.03), neurons=512, steps=6000), seed=0)
+world = World(n=128, d=42, support=Exactly(3))
+outcome = fit(world.stream(seed=0), Training(BA(p=0.03), neurons=512, steps=6000), seed=0)
 """
 
 from simulator.activations import ActivationMatrix
@@ -15,7 +15,8 @@ from simulator.frequencies import Constant, Given, Zipf
 from simulator.methods import BA, GBA, L1, TopK
 from simulator.rng import stream
 from simulator.supports import Bernoulli, Exactly, Mixture, Paired
-from simulator.train import Fit, Training, fit
+from simulator.train import Fit, fit
+from simulator.training import Training
 from simulator.world import Sample, World, WorldStream
 
 __all__ = [

@@ -9,6 +9,7 @@ nothing in it is raised (0/0 in the paper); the raised bias is clamped from abov
 prints a maximum, but the range of the clamps, [-1, 0], leaves only the minimum).
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +41,7 @@ class OneSided:
     def __post_init__(self) -> None:
         _check_rates(self.gamma_plus, self.gamma_minus)
         if not (0 <= self.epsilon < 1):
-            raise RequestError(
-                f"epsilon = {self.epsilon} is no frequency; it must lie in [0, 1), e.g. 1e-6"
-            )
+            raise RequestError(f"epsilon = {self.epsilon} is no frequency; it must lie in [0, 1), e.g. 1e-6")
 
     def floor(self, targets: Tensor) -> Tensor:
         """Frequency below which a bias is raised, per neuron, shape (M,)."""
@@ -76,12 +75,10 @@ Rule = OneSided | TwoSided
 def group_bounds(neurons: int, groups: int) -> list[tuple[int, int]]:
     """First and past-last neuron of each of K contiguous groups whose sizes differ by at most one."""
     edges = [round(k * neurons / groups) for k in range(groups + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
-def adapt(
-    b: Tensor, q: Tensor, r: Tensor, targets: Tensor, groups: list[tuple[int, int]], rule: Rule
-) -> Tensor:
+def adapt(b: Tensor, q: Tensor, r: Tensor, targets: Tensor, groups: list[tuple[int, int]], rule: Rule) -> Tensor:
     """Algorithm 2, A(b, B): the biases after one adaptation.
 
     Args:

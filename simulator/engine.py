@@ -40,7 +40,8 @@ class ReferenceEngine:
     """Dense autograd; the oracle, and what the others are measured against."""
 
     def __init__(self, method: Method, activation: Activation) -> None:
-        self.method, self.activation = method, activation
+        self.method = method
+        self.activation: Activation = activation
 
     def step(self, parameters: Parameters, X: Tensor, dead: Tensor | None = None) -> Step:
         return reference_step(parameters, X, self.method, self.activation, dead)
@@ -112,9 +113,7 @@ class SparseEngine:
     thread a block and an N x d partial sum of the decoder, and the pairs themselves.
     """
 
-    def __init__(
-        self, method: Method, activation: Activation, threads: int = 1, block_entries: int = 1 << 17
-    ) -> None:
+    def __init__(self, method: Method, activation: Activation, threads: int = 1, block_entries: int = 1 << 17) -> None:
         from simulator import kernels
 
         self.kernels = kernels
@@ -217,8 +216,13 @@ class SparseEngine:
             self.sample.view(-1).numpy(), self.value.view(-1).numpy(), self.maxima.numpy(),
         )  # fmt: skip
 
-    def _pairs(self) -> tuple[Any, ...]:
-        return self.start.numpy(), self.stop.numpy(), self.sample.view(-1).numpy(), self.value.view(-1).numpy()
+    def _pairs(self) -> tuple[Any, Any, Any, Any]:
+        return (
+            self.start.numpy(),
+            self.stop.numpy(),
+            self.sample.view(-1).numpy(),
+            self.value.view(-1).numpy(),
+        )
 
     def _decode(self, W: Tensor, a: Tensor) -> Tensor:
         """sum_m a_m phi_ml w_m for each sample, (N, d)."""
@@ -227,9 +231,7 @@ class SparseEngine:
         self.kernels.balance(pairs[0], pairs[1], edges)
 
         def decode(part: int) -> None:
-            self.kernels.decode_pairs(
-                edges[part], edges[part + 1], *pairs, weights, scales, self.partial[part].numpy()
-            )
+            self.kernels.decode_pairs(edges[part], edges[part + 1], *pairs, weights, scales, self.partial[part].numpy())
 
         self.team.run(decode)
         return self.partial.sum(dim=0)
@@ -257,9 +259,7 @@ def numba_available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def make_engine(
-    name: EngineName, method: Method, activation: Activation, device: torch.device, threads: int
-) -> Engine:
+def make_engine(name: EngineName, method: Method, activation: Activation, device: torch.device, threads: int) -> Engine:
     """The engine of that name; "auto" takes the sparse one on a CPU with numba, else torch."""
     if name == "auto":
         name = "sparse" if device.type == "cpu" and numba_available() else "torch"

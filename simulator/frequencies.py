@@ -65,8 +65,7 @@ class Given:
         values = finite_array("Given frequencies", self.values, 1)
         if values.min() < 0 or values.max() == 0:
             raise RequestError(
-                f"Given frequencies run from {values.min():g} to {values.max():g}; "
-                "they must be >= 0 and not all zero"
+                f"Given frequencies run from {values.min():g} to {values.max():g}; they must be >= 0 and not all zero"
             )
         object.__setattr__(self, "values", values)
 

@@ -95,8 +95,25 @@ def decode_pairs(low, high, start, stop, sample, value, W, a, out):
 
 @njit(cache=True, fastmath=_FAST, nogil=True)
 def backward_pairs(
-    low, high, start, stop, sample, value, W, a, residual, centred, scale, penalty, radial, add,
-    gW, ga, gs, touched, pull
+    low,
+    high,
+    start,
+    stop,
+    sample,
+    value,
+    W,
+    a,
+    residual,
+    centred,
+    scale,
+    penalty,
+    radial,
+    add,
+    gW,
+    ga,
+    gs,
+    touched,
+    pull,
 ):
     """Gradient rows of the neurons low..high with active pairs.
 

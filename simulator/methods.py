@@ -46,8 +46,8 @@ class GBA:
     """Number of groups K."""
     rule: Rule = field(default_factory=OneSided)
     """How a bias moves; the paper's one-sided rule by default."""
-    buffer: int = 25_600
-    """B, pre-activations per neuron between two adaptations (50 batches of 512)."""
+    buffer: int = 5_120
+    """B, pre-activations per neuron between two adaptations (10 batches of 512; the authors report 50)."""
 
     def __post_init__(self) -> None:
         check_frequency("htf", self.htf)
@@ -74,8 +74,8 @@ class BA:
     """Target activation frequency."""
     rule: Rule = field(default_factory=OneSided)
     """How a bias moves; the paper's one-sided rule by default."""
-    buffer: int = 25_600
-    """B, pre-activations per neuron between two adaptations (50 batches of 512)."""
+    buffer: int = 5_120
+    """B, pre-activations per neuron between two adaptations (10 batches of 512; the authors report 50)."""
     groups: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:

@@ -69,15 +69,14 @@ class AdamW:
         beta1, beta2 = self.betas
         if touched is None:
             touched = torch.ones(W.shape[0], dtype=torch.bool)
-        arrays = [
-            value.numpy()
-            for value in (W, self.mean["W"], self.square["W"], gradient, touched, self.moving)
-        ]
+        network, slopes = (W.numpy(), self.mean["W"].numpy(), self.square["W"].numpy()), gradient.numpy()
+        rows = touched.numpy(), self.moving.numpy()
         keep, fix1, fix2 = 1 - rate * self.weight_decay, 1 - beta1**t, 1 - beta2**t
 
-        def rows(part: int) -> None:
+        def update(part: int) -> None:
             kernels.adamw_rows(
-                *team.share(part, W.shape[0]), *arrays, rate, beta1, beta2, self.eps, keep, fix1, fix2, self.unit_rows
-            )
+                *team.share(part, W.shape[0]), *network, slopes, *rows, rate, beta1, beta2, self.eps, keep, fix1, fix2,
+                self.unit_rows,
+            )  # fmt: skip
 
-        team.run(rows)
+        team.run(update)

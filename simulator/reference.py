@@ -7,9 +7,7 @@ has one. Slow on purpose. `simulator.fit` computes the same numbers (tested to 1
 import torch
 
 
-def reference_gba(
-    batches, W, group, p, start_scale=0.01, learning_rate=1e-3, gamma=0.01, epsilon=1e-6, buffer=25_600
-):
+def reference_gba(batches, W, group, p, start_scale=0.1, learning_rate=1e-3, gamma=0.01, epsilon=1e-6, buffer=5_120):
     """Train a tied JumpReLU sparse autoencoder with GBA.
 
     Args:

@@ -110,9 +110,7 @@ def _reference_step(
     if isinstance(method, L1):
         objective = objective + method.weight * (phi * leaves.W.norm(dim=1)).sum() / N
     if isinstance(method, TopK) and method.auxiliary_k and dead is not None and bool(dead.any()):
-        spare = torch.where(
-            auxiliary_mask(y.detach(), method, dead), magnitude, torch.zeros_like(magnitude)
-        )
+        spare = torch.where(auxiliary_mask(y.detach(), method, dead), magnitude, torch.zeros_like(magnitude))
         miss = (spare * leaves.a) @ leaves.W + residual.detach()
         objective = objective + method.auxiliary_weight * miss.square().sum() / (2 * N)
     objective.backward()
@@ -152,7 +150,7 @@ def encode(
         z = torch.as_tensor(X[start : start + rows] - b_pre).to(weights.dtype) @ weights.T
         y = z + bias
         mask = active_mask(y, method)
-        sample, neuron = mask.nonzero(as_tuple=True)
+        neuron = mask.nonzero(as_tuple=True)[1]
         values = (z if activation == "jumprelu" else y)[mask].numpy()
         pointer = np.concatenate([[0], np.cumsum(mask.sum(dim=1).numpy())])
         parts.append(sparse.csr_array((values, neuron.numpy(), pointer), shape=tuple(mask.shape)))

@@ -28,7 +28,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise RequestError(f"cannot write to {path.parent}: {error.strerror}; name a folder with write access") from None
+        raise RequestError(
+            f"cannot write to {path.parent}: {error.strerror}; name a folder with write access"
+        ) from None
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -41,9 +43,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        raise RequestError(
-            f"cannot write {path}: {error.strerror}; free some space or name another folder"
-        ) from None
+        raise RequestError(f"cannot write {path}: {error.strerror}; free some space or name another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -108,6 +108,20 @@ def read_matrix(path: Path, *, mapped: bool = True) -> np.ndarray:
     else:
         raise RequestError(f"{path} has the ending {path.suffix!r}; give a .npy or .safetensors file")
     return as_matrix(matrix, str(path))
+
+
+def read_vector(path: Path) -> np.ndarray:
+    """One row of numbers from a `.npy` file, shape (n,)."""
+    path = Path(path)
+    if not path.is_file() or path.suffix != ".npy":
+        raise RequestError(f"{path} is not a .npy file with a row of numbers")
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise RequestError(f"{path} is no readable .npy file ({str(error).splitlines()[0]})") from None
+    if vector.ndim != 1:
+        raise RequestError(f"{path} has shape {vector.shape}; one row of numbers (n,) is needed")
+    return vector
 
 
 def _only_matrix(path: Path) -> np.ndarray:

@@ -108,9 +108,7 @@ class World:
         _add_noise(X, self.noise, rng)
         return Sample(X.numpy(), _matrix(rows, coefficients, self.n, torch_dtype), V.numpy())
 
-    def stream(
-        self, seed: int, *, dtype: Any = torch.float32, device: str | torch.device = "cpu"
-    ) -> "WorldStream":
+    def stream(self, seed: int, *, dtype: Any = torch.float32, device: str | torch.device = "cpu") -> "WorldStream":
         """The endless stream of batches of `seed`; see `WorldStream`."""
         return WorldStream(self, seed, dtype=dtype, device=device)
 

@@ -98,9 +98,7 @@ def test_repeatable_bit_by_bit_and_room_grows():
 
 def test_a_pre_activation_exactly_at_zero_is_not_active():
     # w = e_1, x = e_1 / 2, b = -1/2: y = 0 exactly, in every engine.
-    parameters = Parameters(
-        torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), torch.tensor([-0.5]), torch.zeros(2)
-    )
+    parameters = Parameters(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), torch.tensor([-0.5]), torch.zeros(2))
     X = torch.tensor([[0.5, 0.0], [0.75, 0.0]])
     for name in ("sparse", "torch", "reference"):
         step = make_engine(name, BA(0.1), "jumprelu", CPU, 1).step(parameters, X)
@@ -113,9 +111,7 @@ def test_worked_gradient():
     # f = (1/2, 0), residual = (-1/2, -1), loss = (1/4 + 1) / 2 = 5/8, u = w . residual = -1/2.
     # dW = a phi residual + a u x = (-1/4, -1/2) + (-1/4, -1/4) = (-1/2, -3/4).
     # da = phi u = -1/2; db_pre = residual - a u w = (-1/2 + 1/4, -1) = (-1/4, -1).
-    parameters = Parameters(
-        torch.tensor([[1.0, 0.0]]), torch.tensor([0.5]), torch.tensor([-0.25]), torch.zeros(2)
-    )
+    parameters = Parameters(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5]), torch.tensor([-0.25]), torch.zeros(2))
     for name in ("sparse", "torch", "reference"):
         step = make_engine(name, BA(0.1), "jumprelu", CPU, 1).step(parameters, torch.tensor([[1.0, 1.0]]))
         assert step.loss == 0.625

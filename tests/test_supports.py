@@ -48,9 +48,7 @@ LAWS = [
     (Paired(5, 0.0), 10),
     (Paired(2, 1.0), 2),
 ]
-every_law = pytest.mark.parametrize(
-    ("law", "n"), LAWS, ids=lambda value: str(value).replace("frequencies=", "")
-)
+every_law = pytest.mark.parametrize(("law", "n"), LAWS, ids=lambda value: str(value).replace("frequencies=", ""))
 
 
 def matrix(rows: Rows, n: int) -> scipy.sparse.csr_array:
@@ -187,9 +185,7 @@ def test_both_proposals_give_sampfords_design(proposal):
 def test_predicted_acceptance_rates(s, shape):
     # They only choose between the proposals, so a factor of 2 is enough; N p > 100 accepted rows or no test.
     f = scaled(shape, s, 128)
-    for predicted, proposal in zip(
-        _sampford_acceptance(f, s), (_odds_proposal, _coins_proposal), strict=True
-    ):
+    for predicted, proposal in zip(_sampford_acceptance(f, s), (_odds_proposal, _coins_proposal), strict=True):
         if predicted > 5e-3:
             accepted = len(proposal(f, s)(20_000, stream(20, "test"))) / 20_000
             assert predicted / 2 < accepted < predicted * 2
@@ -207,9 +203,7 @@ def test_sampford_rows_follow_the_enumerated_law(f):
 def test_certain_features_are_in_every_row():
     # 3 r / sum r = r for r = (1, 1, 0.5, 0.3, 0.2, 0): the first two are certain, the last never occurs,
     # and one of the others is in the row, with probability 0.5, 0.3, 0.2.
-    counts = subset_counts(
-        Exactly(3, Given((1.0, 1.0, 0.5, 0.3, 0.2, 0.0))).sampler(6)(50_000, stream(1, "test")), 6
-    )
+    counts = subset_counts(Exactly(3, Given((1.0, 1.0, 0.5, 0.3, 0.2, 0.0))).sampler(6)(50_000, stream(1, "test")), 6)
     assert set(np.flatnonzero(counts)) == {0b000111, 0b001011, 0b010011}
     assert_counts(counts[[0b000111, 0b001011, 0b010011]], 50_000, [0.5, 0.3, 0.2])
 
@@ -316,18 +310,14 @@ def test_given_frequencies_are_copied_and_compare_by_value():
     values = np.array([1.0, 2.0])
     given = Given(values)
     values[0] = 9.0
-    assert (
-        given == Given((1.0, 2.0)) and hash(given) == hash(Given((1.0, 2.0))) and given != Given((1.0, 3.0))
-    )
+    assert given == Given((1.0, 2.0)) and hash(given) == hash(Given((1.0, 2.0))) and given != Given((1.0, 3.0))
     assert Bernoulli.of((0.5, 0.25)) == Bernoulli.of(np.array([0.5, 0.25]))
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.7, 0.2, 0.1), (1.0, 0.0, 1e-3), (5.0,)])
 def test_pick_by_weight(weights):
     # Detectable 0.011 at p = 0.7 with N = 200,000.
-    counts = np.bincount(
-        pick_by_weight(np.array(weights))(200_000, stream(18, "test")), minlength=len(weights)
-    )
+    counts = np.bincount(pick_by_weight(np.array(weights))(200_000, stream(18, "test")), minlength=len(weights))
     assert_counts(counts, 200_000, np.array(weights) / np.sum(weights))
 
 

@@ -27,7 +27,7 @@ from simulator import (
     stream,
 )
 from simulator.reference import adapt_biases, reference_gba
-from simulator.train import normalise_rows
+from simulator.training import normalise_rows
 
 WORLD = World(n=24, d=10, support=Exactly(2))
 TRAININGS = {
@@ -35,7 +35,12 @@ TRAININGS = {
     "ba, two-sided": Training(BA(0.1, rule=TwoSided(), buffer=256), neurons=40, steps=60, batch=64),
     "gba": Training(GBA(0.3, 0.02, groups=3, buffer=300), neurons=41, steps=60, batch=64),
     "gba, quantile, float64": Training(
-        GBA(0.3, 0.02, groups=3, buffer=300), neurons=41, steps=60, batch=64, start_bias="quantile", dtype="float64"
+        GBA(0.3, 0.02, groups=3, buffer=300),
+        neurons=41,
+        steps=60,
+        batch=64,
+        start_bias="quantile",
+        dtype="float64",
     ),
     "topk": Training(TopK(3), neurons=40, steps=60, batch=64),
     "topk, auxiliary, relu": Training(
@@ -87,7 +92,14 @@ def test_every_method_learns_repeats_and_resumes(name, engine, tmp_path):
     # Stopped in mid-run, after a checkpoint at every step, and continued: bit-equal.
     file = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Interrupted):
-        fit(WORLD.stream(3), training, **arguments, checkpoint=file, checkpoint_seconds=0, progress=stop_at(33))
+        fit(
+            WORLD.stream(3),
+            training,
+            **arguments,
+            checkpoint=file,
+            checkpoint_seconds=0,
+            progress=stop_at(33),
+        )
     resumed = fit(WORLD.stream(3), training, **arguments, checkpoint=file)
     assert_identical(resumed, whole)
     # A finished checkpoint gives the result again without a step.
@@ -116,9 +128,7 @@ def test_another_seed_is_another_run():
 @pytest.mark.parametrize("engine", ["sparse", "torch", "reference"])
 def test_equals_the_reference_on_one_page(engine):
     """Algorithms 1 and 2 as written for a lecture against `fit`, in float64, through 40 adaptations."""
-    training = Training(
-        GBA(0.3, 0.02, groups=3, buffer=320), neurons=31, steps=200, batch=64, dtype="float64"
-    )
+    training = Training(GBA(0.3, 0.02, groups=3, buffer=320), neurons=31, steps=200, batch=64, dtype="float64")
     source = WORLD.stream(7, dtype=torch.float64)
     ours = fit(source, training, 7, device="cpu", engine=engine, threads=1)
     W = stream(7, "initialisation").standard_normal((31, 10))
@@ -167,9 +177,7 @@ def test_quantile_start_meets_the_target_at_once():
 
 
 def test_a_diverged_run_is_a_value(tmp_path):
-    training = Training(
-        L1(0.0), neurons=8, steps=400, batch=16, learning_rate=1e30, unit_rows=False, normalise=False
-    )
+    training = Training(L1(0.0), neurons=8, steps=400, batch=16, learning_rate=1e30, unit_rows=False, normalise=False)
     outcome = fit(WORLD.stream(0), training, 0, device="cpu", checkpoint=tmp_path / "c.safetensors")
     assert outcome.status == "diverged"
     assert outcome.steps < 400
@@ -237,7 +245,14 @@ def test_killed_by_sigkill_and_continued(tmp_path):
     copy.write_bytes(file.read_bytes())
     for checkpoint in (copy, tmp_path / "fresh.safetensors"):
         with pytest.raises(Interrupted):
-            fit(WORLD.stream(3), training, **arguments, checkpoint=checkpoint, checkpoint_seconds=0, progress=stop_at(stop))
+            fit(
+                WORLD.stream(3),
+                training,
+                **arguments,
+                checkpoint=checkpoint,
+                checkpoint_seconds=0,
+                progress=stop_at(stop),
+            )
     from simulator.storage import load_tensors
 
     continued, fresh = load_tensors(copy), load_tensors(tmp_path / "fresh.safetensors")
@@ -257,7 +272,13 @@ def test_checkpoints_that_cannot_be_continued(tmp_path):
     fit(WORLD.stream(3), TRAININGS["ba"], 3, device="cpu", checkpoint=file)
     content = file.read_bytes()
     with pytest.raises(RequestError, match=r"another configuration \(training.method.p: 0.1 there, 0.2 here\)"):
-        fit(WORLD.stream(3), dataclasses.replace(TRAININGS["ba"], method=BA(0.2, buffer=256)), 3, device="cpu", checkpoint=file)
+        fit(
+            WORLD.stream(3),
+            dataclasses.replace(TRAININGS["ba"], method=BA(0.2, buffer=256)),
+            3,
+            device="cpu",
+            checkpoint=file,
+        )
     with pytest.raises(RequestError, match="another configuration"):
         fit(WORLD.stream(4), TRAININGS["ba"], 3, device="cpu", checkpoint=file)
     assert file.read_bytes() == content
@@ -272,7 +293,13 @@ def test_checkpoints_that_cannot_be_continued(tmp_path):
 def test_a_folder_without_write_access(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(RequestError, match="cannot write"):
-        fit(WORLD.stream(3), TRAININGS["ba"], 3, device="cpu", checkpoint=tmp_path / "locked" / "c.safetensors")
+        fit(
+            WORLD.stream(3),
+            TRAININGS["ba"],
+            3,
+            device="cpu",
+            checkpoint=tmp_path / "locked" / "c.safetensors",
+        )
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,7 @@ WORLDS = [
     World(6, 8, Mixture((1, 4)), Orthonormal(), Exponential(2.0), unit_rows=False),
     World(30, 8, Bernoulli(1.5, Zipf(0.3)), Coherent(0.2), HalfNormal(3.0)),
     World(30, 8, Paired(4, 0.4), noise=0.1),
-    World(
-        3, 2, Bernoulli(0.3), GivenDictionary(np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])), unit_rows=False
-    ),
+    World(3, 2, Bernoulli(0.3), GivenDictionary(np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])), unit_rows=False),
     World(1, 1, Exactly(1)),
 ]
 every_world = pytest.mark.parametrize("world", WORLDS, ids=range(len(WORLDS)))

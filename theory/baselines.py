@@ -23,7 +23,7 @@ from theory.geometry import best_cosines, check
 from theory.validation import dictionary, matrix, unit_rows
 
 FIT_SAMPLES, EVALUATION_SAMPLES = 2048, 8192
-BLOCK_FLOATS = 1 << 23
+BLOCK_FLOATS, GRID_FLOATS = 1 << 23, 1 << 20
 NNLS_SAMPLES, NNLS_ENTRIES = 200, 1 << 19
 KMEANS_ROUNDS, KMEANS_OPERATIONS = 20, 2e11
 
@@ -38,7 +38,7 @@ class ThresholdFit(NamedTuple):
 
 
 def reference_rows(
-    V: Shaped[np.ndarray, "..."],
+    V: Shaped[np.ndarray, "..."] | None,
     X: Shaped[np.ndarray, "..."],
     M: int,
     *,
@@ -49,7 +49,8 @@ def reference_rows(
     """One row per reference, with the columns of `Recovery.summary()` and name, loss, mean_l0, dead, note.
 
     Args:
-        V: (n, d), the true dictionary. X: (N, d), N >= 2 samples as the network sees them.
+        V: (n, d), the true dictionary; None where it is not known: then only the references that need none,
+            without the columns of the summary. X: (N, d), N >= 2 samples as the network sees them.
         M: rows of the dictionaries that are not the true one.
         W_start: (M, d), the untrained network whose FRR stands in every row.
         names: a choice from `REFERENCES`, in the order wanted; default: all.
@@ -57,49 +58,55 @@ def reference_rows(
     Raises:
         RequestError: impossible arrays or an unknown name.
     """
-    V = dictionary("V", V)
-    X = matrix("X", X, columns=V.shape[1])
+    V = None if V is None else dictionary("V", V)
+    X = matrix("X", X, columns=None if V is None else V.shape[1])
     if len(X) < 2 or M < 1:
         raise RequestError(f"{len(X)} samples and M = {M}; at least 2 samples and 1 neuron are needed")
     if W_start is not None:
-        W_start = matrix("W_start", W_start, columns=V.shape[1], rows=M)
+        W_start = matrix("W_start", W_start, columns=X.shape[1], rows=M)
     half = len(X) // 2
     train, test = X[:half], X[half:]
     for part, which in ((train, "first"), (test, "second")):
         if not part.any():
-            raise RequestError(
-                f"the {which} half of X is all zeros; non-zero samples are needed in both halves"
-            )
-    names = tuple(REFERENCES) if names is None else names
+            raise RequestError(f"the {which} half of X is all zeros; non-zero samples are needed in both halves")
+    if names is None:
+        names = tuple(name for name in REFERENCES if V is not None or not name.startswith("true"))
     unknown = [name for name in names if name not in REFERENCES]
     if unknown:
         raise RequestError(f"unknown reference {unknown[0]!r}; known: {', '.join(REFERENCES)}")
-    untrained = None if W_start is None else best_cosines(V, W_start)
+    if V is None and any(name.startswith("true") for name in names):
+        raise RequestError("the true dictionary is a reference only where V is given")
+    untrained = None if W_start is None or V is None else best_cosines(V, W_start)
     rows = []
     for name in names:
         W, measured = REFERENCES[name](V, train, test, M, seed)
-        recovery = replace(check(V, W, seed=seed), untrained_cosine=untrained)
-        rows.append({"name": name, **recovery.summary(), **measured})
+        facts = {} if V is None else replace(check(V, W, seed=seed), untrained_cosine=untrained).summary()
+        rows.append({"name": name, **facts, **measured})
     return rows
 
 
 def fit_threshold(W: Float[np.ndarray, "M d"], X: Float[np.ndarray, "N d"]) -> ThresholdFit:
     """The threshold of least loss on X (at most the first 2,048 samples) for unit rows W, and its scale."""
     X = X[:FIT_SAMPLES]
-    step = max(1, BLOCK_FLOATS // len(W))
+    step = max(1, GRID_FLOATS // len(W))
     sample = (X[:step].astype(np.float32) @ W.T.astype(np.float32)).ravel()
-    # Mean numbers of active rows from 1/2 to M / 2 (at most 256), evenly in logarithm.
-    wanted = np.geomspace(0.5, max(0.5, min(len(W) / 2, 256.0)), 20)
-    places = np.unique(
-        np.clip(len(sample) - np.round(wanted / len(W) * len(sample)).astype(int), 0, len(sample) - 1)
-    )
-    thresholds = np.unique(np.maximum(np.partition(sample, places)[places], 0.0))
-    best = (np.inf, 0.0, 0.0)
-    for theta in thresholds:
+    # Thresholds half way between values that differ by more than rounding: none cuts through equal ones.
+    sample = np.sort(np.maximum(np.round(sample, 5), 0.0))
+    # Mean numbers of active rows from 1/2 to all of them (at most 256), evenly in logarithm.
+    wanted = np.geomspace(0.5, max(1.0, min(len(W), 256.0)), 20)
+    places = np.clip(len(sample) - np.round(wanted / len(W) * len(sample)).astype(int), 0, len(sample) - 1)
+    above = np.unique(sample[places])
+    before = np.searchsorted(sample, above)
+    below = np.where(before > 0, sample[before - 1], 0.0)
+    best = ThresholdFit(0.0, 0.0)
+    least = np.inf
+    for theta in np.unique((above + below) / 2):
         inner, norm, total, _ = _products(W, X, float(theta))
         scale = inner / norm if norm > 0 else 0.0
-        best = min(best, (1.0 - scale * inner / total, float(theta), scale))
-    return ThresholdFit(best[1], best[2])
+        loss = 1.0 - scale * inner / total
+        if loss < least + 1e-6:  # the sparser of two that are as good
+            best, least = ThresholdFit(float(theta), scale), loss
+    return best
 
 
 def _products(W: np.ndarray, X: np.ndarray, theta: float) -> tuple[float, float, float, np.ndarray]:
@@ -111,9 +118,9 @@ def _products(W: np.ndarray, X: np.ndarray, theta: float) -> tuple[float, float,
     for start in range(0, len(X), step):
         x = torch.from_numpy(X[start : start + step].astype(np.float32))
         z = x @ weights.T
-        gate = z > theta
-        r = ((z * gate) @ weights).double()
-        active += gate.sum(0)
+        z = torch.nn.functional.threshold(z, theta, 0.0)
+        r = (z @ weights).double()
+        active += torch.count_nonzero(z, dim=0)
         inner += float((x * r).sum())
         norm += float((r * r).sum())
         total += float((x.double() ** 2).sum())
@@ -158,9 +165,7 @@ def _nonnegative(V, train, test, M: int, seed: int) -> tuple[np.ndarray, Row]:
         residual, total = residual + distance**2, total + float(x @ x)
         active += code > 1e-9 * max(1e-300, float(np.abs(code).max()))
     solved = len(samples) - left_out
-    note = f"exact NNLS codes, {solved} samples" + (
-        f", {left_out} not converged and left out" if left_out else ""
-    )
+    note = f"exact NNLS codes, {solved} samples" + (f", {left_out} not converged and left out" if left_out else "")
     return W, {
         "loss": residual / total if total > 0 else None,
         "mean_l0": float(active.sum() / solved) if solved else None,
@@ -170,7 +175,7 @@ def _nonnegative(V, train, test, M: int, seed: int) -> tuple[np.ndarray, Row]:
 
 
 def _random(V, train, test, M: int, seed: int) -> tuple[np.ndarray, Row]:
-    W = unit_rows(stream(seed, "random dictionary").standard_normal((M, V.shape[1])))
+    W = unit_rows(stream(seed, "random dictionary").standard_normal((M, train.shape[1])))
     return W, _threshold_row(W, train, test, "isotropic directions; ")
 
 
@@ -190,9 +195,7 @@ def _clusters(V, train, test, M: int, seed: int) -> tuple[np.ndarray, Row]:
     return W, _threshold_row(W, train, test, note)
 
 
-def spherical_kmeans(
-    X: Float[np.ndarray, "N d"], M: int, *, seed: int = 0
-) -> tuple[Float[np.ndarray, "K d"], str]:
+def spherical_kmeans(X: Float[np.ndarray, "N d"], M: int, *, seed: int = 0) -> tuple[Float[np.ndarray, "K d"], str]:
     """Lloyd's rounds on directions: every x to the centre of largest cosine, centre = normalised mean of
     its unit x.
 

@@ -136,9 +136,7 @@ def normalised(
     H = sparse_matrix("H", H, (len(X), None))
     length = np.linalg.norm(X, axis=1)
     factor = 1.0 / np.where(length > 0, length, 1.0)
-    scaled = sparse.csr_array(
-        (H.data * np.repeat(factor, np.diff(H.indptr)), H.indices, H.indptr), shape=H.shape
-    )
+    scaled = sparse.csr_array((H.data * np.repeat(factor, np.diff(H.indptr)), H.indices, H.indptr), shape=H.shape)
     return (X * factor[:, None]).astype(X.dtype, copy=False), scaled
 
 

@@ -90,9 +90,7 @@ class _Best:
     def offer(self, rows: np.ndarray, values: np.ndarray, indices: np.ndarray) -> None:
         order = np.lexsort((indices, -values, rows))
         rows, values, indices = rows[order], values[order], indices[order]
-        first = (
-            np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]]) if len(rows) else np.empty(0, dtype=np.int64)
-        )
+        first = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]]) if len(rows) else np.empty(0, dtype=np.int64)
         rows, values, indices = rows[first], values[first], indices[first]
         better = (values > self.value[rows]) | ((values == self.value[rows]) & (indices < self.index[rows]))
         self.value[rows[better]] = values[better]
@@ -160,9 +158,7 @@ def _offer(best: _Best, A, B, rows: np.ndarray, columns: np.ndarray, absolute: b
     best.offer(*((rows, values, columns) if by_row else (columns, values, rows)))
 
 
-def _rows_best(
-    best: _Best, A, B, start: int, chunked: torch.Tensor, peaks: torch.Tensor, absolute: bool
-) -> None:
+def _rows_best(best: _Best, A, B, start: int, chunked: torch.Tensor, peaks: torch.Tensor, absolute: bool) -> None:
     """Offer every pair that can be the maximum of its row; chunks below the row's peak cannot hold it."""
     floor = peaks.amax(1) - 2 * slack(A.shape[1])
     rows, chunk = torch.nonzero(peaks >= floor[:, None], as_tuple=True)
@@ -175,9 +171,7 @@ def _rows_best(
         _offer(best, A, B, rows[part][picked].numpy()[real] + start, columns[real], absolute, True)
 
 
-def _columns_best(
-    A, B, A32, B32, size: int, peaks: torch.Tensor, absolute: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _columns_best(A, B, A32, B32, size: int, peaks: torch.Tensor, absolute: bool) -> tuple[np.ndarray, np.ndarray]:
     """Best row of every column: only the blocks whose peak reaches the column's are multiplied again."""
     best = _Best(len(B), len(A))
     floor = peaks.amax(0) - 2 * slack(A.shape[1])
@@ -186,9 +180,7 @@ def _columns_best(
         start = number * size
         block = A32[start : start + size]
         for part in _parts(len(columns), len(block)):
-            values = _product(
-                block, B32[columns[part]].T.contiguous(), torch.empty(len(block), len(columns[part]))
-            )
+            values = _product(block, B32[columns[part]].T.contiguous(), torch.empty(len(block), len(columns[part])))
             values = values.abs() if absolute else values
             row, place = torch.nonzero(values >= floor[columns[part]] - slack(A.shape[1]), as_tuple=True)
             _offer(best, A, B, row.numpy() + start, columns[part][place].numpy(), absolute, False)

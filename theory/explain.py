@@ -120,9 +120,7 @@ def explain(
         shapes = f"{recovery.n} x {recovery.d} and {recovery.M} x {recovery.d}"
         raise RequestError(f"recovery belongs to dictionaries of {shapes}, not of {V.shape} and {W.shape}")
     H = None if H is None else sparse_matrix("H", H, (None, n))
-    codes = (
-        None if codes is None else sparse_matrix("codes", codes, (None if H is None else size(H)[0], len(W)))
-    )
+    codes = None if codes is None else sparse_matrix("codes", codes, (None if H is None else size(H)[0], len(W)))
     targets = None if targets is None else vector("targets", targets, len(W))
     own, partners = None, ()
     if H is not None:
@@ -168,9 +166,7 @@ def explain(
         partners=partners,
         neighbours=neighbours,
         learned=learned,
-        conclusion=_conclude(
-            learned, neuron, cosine, threshold, facts, on_neuron, mixture, partners, neighbours
-        ),
+        conclusion=_conclude(learned, neuron, cosine, threshold, facts, on_neuron, mixture, partners, neighbours),
         **facts,
     )
 

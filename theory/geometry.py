@@ -135,9 +135,7 @@ def _compare(features: np.ndarray, neurons: np.ndarray, thresholds: tuple[float,
 def _mask(name: str, value, length: int) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype != np.bool_ or array.shape != (length,):
-        raise RequestError(
-            f"{name} has dtype {array.dtype} and shape {array.shape}; ({length},) booleans are needed"
-        )
+        raise RequestError(f"{name} has dtype {array.dtype} and shape {array.shape}; ({length},) booleans are needed")
     return array.copy()
 
 

@@ -91,9 +91,7 @@ def _complete(A: np.ndarray, B: np.ndarray, own: np.ndarray, free: np.ndarray, r
     return total
 
 
-def relaxed_assignment(
-    candidates: Candidates, columns: int, *, compiled: bool | None = None
-) -> Int[np.ndarray, " R"]:
+def relaxed_assignment(candidates: Candidates, columns: int, *, compiled: bool | None = None) -> Int[np.ndarray, " R"]:
     """Column of every row in a best relaxed assignment; -2 where the row takes its own place.
 
     Successive shortest augmenting paths with prices. Rows with an uncontested best column are settled at

@@ -76,9 +76,7 @@ class Recovery:
         good = self.neuron_cosine > share("tau", tau)
         if exclusive:
             if tau not in self.thresholds:
-                raise RequestError(
-                    f"tau = {tau} was not counted; the thresholds of this check are {self.thresholds}"
-                )
+                raise RequestError(f"tau = {tau} was not counted; the thresholds of this check are {self.thresholds}")
             good = self.features_per_neuron[self.thresholds.index(tau)] == 1
         return float(good[self.alive].mean()) if self.alive.any() else 0.0
 
@@ -104,9 +102,7 @@ class Recovery:
             RequestError: the check had no frequencies, or the bins are impossible.
         """
         if self.frequencies is None:
-            raise RequestError(
-                "recovery by frequency needs check(..., frequencies=...) with one number per feature"
-            )
+            raise RequestError("recovery by frequency needs check(..., frequencies=...) with one number per feature")
         frequencies = self.frequencies
         found = self.feature_cosine > share("tau", tau)
         table = []
@@ -129,9 +125,7 @@ class Recovery:
             last = number == len(edges) - 2
             inside = (frequencies >= low) & ((frequencies <= high) if last else (frequencies < high))
             if inside.any():
-                table.append(
-                    FrequencyBin(float(low), float(high), int(inside.sum()), float(found[inside].mean()))
-                )
+                table.append(FrequencyBin(float(low), float(high), int(inside.sum()), float(found[inside].mean())))
         return table
 
     def summary(self) -> dict[str, float | int | list[float] | None]:

@@ -14,13 +14,9 @@ def matrix(name: str, value, *, columns: int | None = None, rows: int | None = N
     if array.ndim != 2:
         raise RequestError(f"{name} has shape {array.shape}; a matrix (rows x columns) is needed")
     if array.size == 0:
-        raise RequestError(
-            f"{name} is empty, shape {array.shape}; at least one row and one column are needed"
-        )
+        raise RequestError(f"{name} is empty, shape {array.shape}; at least one row and one column are needed")
     if columns is not None and array.shape[1] != columns:
-        raise RequestError(
-            f"{name} has {array.shape[1]} columns where {columns} are needed (shape {array.shape})"
-        )
+        raise RequestError(f"{name} has {array.shape[1]} columns where {columns} are needed (shape {array.shape})")
     if rows is not None and array.shape[0] != rows:
         raise RequestError(f"{name} has {array.shape[0]} rows where {rows} are needed (shape {array.shape})")
     if array.dtype not in (np.float32, np.float64):
@@ -37,9 +33,7 @@ def dictionary(name: str, value, *, columns: int | None = None) -> np.ndarray:
     array = matrix(name, value, columns=columns)
     zero = np.flatnonzero(~array.any(axis=1))
     if zero.size:
-        raise RequestError(
-            f"{name} has {zero.size} zero rows (the first is {zero[0]}); a feature needs a direction"
-        )
+        raise RequestError(f"{name} has {zero.size} zero rows (the first is {zero[0]}); a feature needs a direction")
     return array
 
 
