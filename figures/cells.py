@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, World, fit
-from simulator.config import difference, fingerprint, to_config
+from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, World, fit, stream
+from simulator.checks import whole
+from simulator.config import NUMBERS, difference, fingerprint, to_config
 from simulator.storage import load_tensors, save_tensors, write_atomically
-from simulator.train import choose_device, choose_threads
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ class Cell:
     """Whether the reference rows are computed too."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, bool) or self.samples < 10:
-            raise RequestError(f"samples = {self.samples} are too few to judge codes on; take at least 10")
+        whole("samples", self.samples, 10, 100_000_000)
+        whole("seed", self.seed, 0, 2**63 - 1)
 
     def source(self) -> Any:
         """The batches to train on."""
@@ -57,18 +58,23 @@ class Cell:
         assert self.activations is not None
         return ActivationMatrix(self.activations, self.seed)
 
-    def config(self) -> dict[str, Any]:
-        """Everything that decides the numbers, JSON-able and type-tagged."""
-        data = to_config(self.world) if self.world is not None else self.source().config()
+    def config(self, source: Any = None) -> dict[str, Any]:
+        """Everything that decides the numbers, JSON-able and type-tagged; `source` where it is at hand already."""
+        data = to_config(self.world) if self.world is not None else (source or self.source()).config()
         return {
-            "data": data, "training": to_config(self.training), "seed": self.seed, "samples": self.samples,
-            "references": self.references,
+            "numbers": NUMBERS, "data": data, "training": to_config(self.training), "seed": self.seed,
+            "samples": self.samples, "references": self.references,
         }  # fmt: skip
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder: a second process that wants it is refused, a killed one leaves nothing behind."""
+def claimed(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the folder: a second process that wants it is refused, a killed one leaves nothing behind.
+
+    Args:
+        folder: made if needed.
+        patience: seconds to wait for another process to let go.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -79,11 +85,21 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            deadline = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(0.1)
         except ImportError:
             logger.info("no file locks on this platform: do not run one folder twice at a time")
         except OSError:
             raise RequestError(f"another process is working in {folder}; wait for it or name another folder") from None
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
         yield
     finally:
         os.close(handle)
@@ -95,9 +111,27 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text())
+        result = json.loads(file.read_text())
     except (OSError, ValueError):
-        raise RequestError(f"{file} is damaged; remove it to compute it again") from None
+        result = None
+    if not isinstance(result, dict) or not isinstance(result.get("rows"), list) or "fingerprint" not in result:
+        raise RequestError(f"{file} is damaged or not ours; remove it, or name another folder")
+    return result
+
+
+def refuse_foreign(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The finished result of a folder if it has this configuration, None if there is none.
+
+    Raises:
+        RequestError: the folder holds the result of something else, which is left alone.
+    """
+    finished = read_result(folder)
+    if finished is not None and finished["fingerprint"] != fingerprint(config):
+        raise RequestError(
+            f"{folder} holds the result of another command ({difference(finished.get('config'), config)}); "
+            "repeat that one or name another folder"
+        )
+    return finished
 
 
 def run_cell(
@@ -110,6 +144,7 @@ def run_cell(
     checkpoint_seconds: float = 20.0,
     progress: Callable[[int, float], None] | None = None,
     picture: bool = True,
+    patience: float = 0.0,
 ) -> dict[str, Any]:
     """Compute a cell into its folder, continue it, or read it if it is finished.
 
@@ -118,29 +153,30 @@ def run_cell(
         folder: where; made if needed. Refused if it holds another cell.
         device, engine, threads, checkpoint_seconds, progress: as in `simulator.fit`.
         picture: whether to draw report.png.
+        patience: seconds to wait for another process that holds the folder.
 
     Returns:
         The content of result.json.
     """
-    config = cell.config()
+    source = cell.source() if cell.world is None else None
+    config = cell.config(source)
     key = fingerprint(config)
-    with claimed(folder):
-        finished = read_result(folder)
+    finished = refuse_foreign(folder, config)
+    if finished is not None:
+        with contextlib.suppress(OSError):
+            (folder / CHECKPOINT).unlink(missing_ok=True)  # of a process killed just before its last line
+        return finished
+    with claimed(folder, patience):
+        # Another process may have finished it while this one waited.
+        finished = refuse_foreign(folder, config)
         if finished is not None:
-            if finished.get("fingerprint") != key:
-                raise RequestError(
-                    f"{folder} holds the result of another command ({difference(finished.get('config'), config)}); "
-                    "repeat that one or name another folder"
-                )
             return finished
         from figures.judge import judge
         from figures.report import draw_report
 
-        source = cell.source()
-        place = choose_device(device)
-        used = choose_threads(cell.training, source.d) if threads is None else threads
+        source = source or cell.source()
         outcome = fit(
-            source, cell.training, cell.seed, device=str(place), engine=engine, threads=used,
+            source, cell.training, cell.seed, device=device, engine=engine, threads=threads,
             checkpoint=folder / CHECKPOINT, checkpoint_seconds=checkpoint_seconds, progress=progress,
         )  # fmt: skip
         metrics, rows, tables = judge(cell, outcome, source)
@@ -153,8 +189,9 @@ def run_cell(
             "config": config,
             "fingerprint": key,
             "versions": {name: version(name) for name in ("sae-recovery", "torch", "numpy", "scipy", "numba")},
-            "device": place.type,
-            "threads": used,
+            "device": outcome.device,
+            "engine": outcome.engine,
+            "threads": outcome.threads,
         }
         save_fit(folder, outcome)
         if cell.world is not None:
@@ -208,5 +245,5 @@ def evaluation_sample(cell: Cell, source: Any) -> Sample | np.ndarray:
     """Fresh samples of the world (stream "evaluation"), or rows of the activations."""
     if cell.world is not None:
         return cell.world.sample(cell.samples, cell.seed, name="evaluation", dtype=cell.training.dtype)
-    rows = np.unique(np.linspace(0, source.N - 1, min(cell.samples, source.N)).astype(np.int64))
+    rows = stream(cell.seed, "evaluation").permutation(source.N)[: cell.samples]
     return np.asarray(source.matrix[rows], dtype=cell.training.dtype)

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from figures.cells import plain, write_csv, write_json
+from figures.cells import plain, refuse_foreign, write_csv, write_json
 from figures.options import Check
 from figures.report import table_text
-from simulator import RequestError
+from simulator import RequestError, stream
+from simulator.config import fingerprint, to_config
 from simulator.storage import read_matrix, read_vector
 from theory.explain import explain
 from theory.geometry import check
@@ -17,7 +18,10 @@ from theory.geometry import check
 def check_files(options: Check) -> tuple[dict[str, Any], str]:
     """The facts about W against V as a result and as text; written to --out where given."""
     V, W = read_matrix(options.V), read_matrix(options.W)
-    W_start = None if options.untrained is None else read_matrix(options.untrained)
+    if options.untrained is not None:
+        W_start, before = read_matrix(options.untrained), "untrained"
+    else:
+        W_start, before = stream(options.seed, "untrained").standard_normal(W.shape), "random network"
     frequencies = None if options.frequencies is None else read_vector(options.frequencies)
     if not options.tau:
         raise RequestError("--tau needs at least one cosine threshold, e.g. --tau 0.8 0.9")
@@ -27,6 +31,7 @@ def check_files(options: Check) -> tuple[dict[str, Any], str]:
     )  # fmt: skip
     result: dict[str, Any] = {
         **recovery.summary(),
+        "untrained_is": before,
         "thresholds": {
             f"{tau:g}": {
                 "frr": recovery.rate(tau),
@@ -38,7 +43,7 @@ def check_files(options: Check) -> tuple[dict[str, Any], str]:
     }
     n, M, d = recovery.n, recovery.M, recovery.d
     rows = [
-        {"cosine >": tau, "features recovered": recovery.rate(tau), "untrained": recovery.untrained_rate(tau),
+        {"cosine >": tau, "features recovered": recovery.rate(tau), before: recovery.untrained_rate(tau),
          "neurons on a feature": recovery.neuron_precision(tau)}
         for tau in options.tau
     ]  # fmt: skip
@@ -51,8 +56,6 @@ def check_files(options: Check) -> tuple[dict[str, Any], str]:
     text.append(
         f"uniqueness {recovery.uniqueness:.4f}; mean largest cosine of a feature {result['mean_feature_cosine']:.4f}"
     )
-    if W_start is None:
-        text.append("No untrained network given (--untrained): what M random neurons recover is not known.")
     if frequencies is not None:
         bins = recovery.by_frequency(max(options.tau))
         table = pd.DataFrame(
@@ -64,8 +67,10 @@ def check_files(options: Check) -> tuple[dict[str, Any], str]:
         told = explain(options.explain, V, W, frequencies=frequencies, recovery=recovery).text()
         result["explanation"] = told
         text += ["", told]
-    result = plain(result)
+    config = {"check": [to_config(np.asarray(matrix)) for matrix in (V, W, W_start)], "tau": to_config(options.tau)}
+    result = plain({**result, "rows": rows, "config": config, "fingerprint": fingerprint(config)})
     if options.out is not None:
+        refuse_foreign(options.out, config)
         features = {
             "feature": np.arange(n), "cosine": recovery.feature_cosine, "neuron": recovery.feature_neuron,
             "frequency": np.nan if frequencies is None else frequencies,

@@ -26,9 +26,13 @@ PRESETS = ("first-recovery", "thousand-features", "imbalanced-toy", "imbalanced-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")  # a terminal without the sign ± is no reason to fail
     logging.basicConfig(level=logging.WARNING, format="sae-recovery: %(message)s")
     try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        code = _run(arguments)
     except RequestError as error:
         _complain(str(error))
         code = 2
@@ -37,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except KeyboardInterrupt:
-        _complain("interrupted; the same command continues where this one stopped")
+        again = "; the same command continues where this one stopped" if "verify" in arguments[:1] else ""
+        _complain(f"interrupted{again}")
         code = 130
     except MemoryError:
         _complain("out of memory; take fewer features, neurons or samples")
@@ -50,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"sae-recovery: {' '.join(message.split())}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"sae-recovery: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:
@@ -111,6 +117,7 @@ def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]
     from simulator.config import fingerprint
     from simulator.rng import stream
 
+    options.refuse_idle()
     stream(options.seed, "check")  # refuses an impossible seed before anything is made
     cell = Cell(
         options.world(),
@@ -146,7 +153,7 @@ def _check_feature(options: Verify, cell: Any) -> None:
 
 
 def _preset(options: Verify) -> tuple[dict[str, Any], str]:
-    from figures.experiments import mean_references, run_experiment
+    from figures.experiments import experiment_config, mean_references, run_experiment
     from figures.report import table_text
 
     if options.preset not in PRESETS:
@@ -172,6 +179,7 @@ def _preset(options: Verify) -> tuple[dict[str, Any], str]:
             experiment, folder, seeds=options.seeds, size=options.size, jobs=options.jobs, progress=progress
         )
     from figures.cells import plain, write_csv, write_json
+    from simulator.config import fingerprint
 
     short = experiment.summarise(table)
     beside = mean_references(references)
@@ -180,6 +188,8 @@ def _preset(options: Verify) -> tuple[dict[str, Any], str]:
     experiment.draw(table, folder / f"{experiment.name}.png")
     result = plain(
         {
+            "config": experiment_config(experiment, options.size),
+            "fingerprint": fingerprint(experiment_config(experiment, options.size)),
             "preset": experiment.name, "size": options.size, "rows": short.to_dict("records"),
             "references": beside.to_dict("records"), "cells": table.to_dict("records"),
         }

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from figures.cells import Cell, claimed, read_result, run_cell
+from figures.cells import Cell, claimed, read_result, refuse_foreign, run_cell
 from simulator import RequestError
 from simulator.config import fingerprint
 
+# A cell is never too large for an exact MCC here; an interval keeps both ends in result.json.
 METRICS = (
     "frr_080", "frr_090", "frr_090_untrained", "neuron_precision_090", "mcc", "mcc_chance", "loss", "mean_l0",
     "dead", "status", "seconds",
@@ -69,11 +70,14 @@ def run_experiment(
         Table with the label columns, `seed`, the metrics, and `cell` (the hash); and the reference rows
         (true dictionary, random ones, k-means) of the cells that have them, with the same metrics.
     """
-    chosen = tuple(seeds) if seeds else experiment.seeds
+    chosen = experiment.seeds if seeds is None else tuple(seeds)
+    if not chosen:
+        raise RequestError("--seeds needs at least one seed, e.g. --seeds 0 1 2")
     if len(set(chosen)) != len(chosen):
         raise RequestError(f"seeds {chosen} repeat; each may be named once")
     labelled = experiment.cells(chosen, size)
     keys = [fingerprint(cell.config())[:16] for _, cell in labelled]
+    refuse_foreign(folder, experiment_config(experiment, size))
     with claimed(folder):
         jobs = jobs or os.cpu_count() or 1
         missing = [i for i, key in enumerate(keys) if read_result(folder / "cells" / key) is None]
@@ -82,10 +86,7 @@ def run_experiment(
         done = len(labelled) - len(missing)
         if progress is not None:
             progress(done, len(labelled))
-        tasks = (
-            joblib.delayed(run_cell)(labelled[i][1], folder / "cells" / keys[i], device="cpu", threads=1, picture=False)
-            for i in missing
-        )
+        tasks = (joblib.delayed(_compute)(labelled[i][1], folder / "cells" / keys[i], os.getpid()) for i in missing)
         if missing:
             parallel = joblib.Parallel(n_jobs=min(jobs, len(missing)), return_as="generator_unordered")
             for _ in parallel(tasks):
@@ -96,11 +97,25 @@ def run_experiment(
         for (label, cell), key in zip(labelled, keys, strict=True):
             result = read_result(folder / "cells" / key) or {}
             row = {**label, "seed": cell.seed, **{name: result.get(name) for name in METRICS}, "cell": key}
-            if isinstance(row["mcc"], list):
-                row["mcc"] = float(np.mean(row["mcc"]))
             rows.append(row)
             references += [{**other, "seed": cell.seed} for other in result.get("rows", [])[1:]]
         return pd.DataFrame(rows), pd.DataFrame(references)
+
+
+def experiment_config(experiment: Experiment, size: str) -> dict[str, Any]:
+    """What a store belongs to. Seeds do not: more of them extend it."""
+    return {"preset": experiment.name, "size": size}
+
+
+def _compute(cell: Cell, folder: Path, parent: int) -> None:
+    """One cell in a worker, which stops when the command that started it is gone."""
+
+    def alive(step: int, loss: float) -> None:
+        if parent not in (os.getppid(), os.getpid()):
+            os._exit(1)
+
+    # A worker of a killed command may hold the cell for one more step.
+    run_cell(cell, folder, device="cpu", threads=1, picture=False, progress=alive, patience=30)
 
 
 def mean_references(references: pd.DataFrame) -> pd.DataFrame:

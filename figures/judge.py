@@ -21,6 +21,8 @@ RECOVERY_KEYS = (
     "neuron_precision_090", "mcc", "mcc_chance", "uniqueness", "mean_feature_cosine",
 )  # fmt: skip
 
+CODE_KEYS = ("loss", "explained_variance", "mean_l0", "dead")
+
 
 def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
     """Metrics, table rows (the trained network first) and tables of a finished run.
@@ -37,9 +39,14 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
     drawn = evaluation_sample(cell, source)
     tables: dict[str, Any] = {"history": pd.DataFrame(outcome.history)}
     method = type(cell.training.method).__name__
+    if not all(np.isfinite(value).all() for value in (outcome.W, outcome.a, outcome.b, outcome.b_pre)):
+        # Nothing can be measured on a network that diverged; the cell is still a row of its table.
+        empty = {"n": None, "M": cell.training.neurons, "d": outcome.W.shape[1], "samples": cell.samples}
+        metrics = {**dict.fromkeys((*RECOVERY_KEYS, *CODE_KEYS)), **empty}
+        return metrics, [{"row": f"{method}, diverged", **metrics}], tables
     if isinstance(drawn, Sample):
         X, H = normalised(drawn.X, drawn.H) if cell.training.normalise else (drawn.X, drawn.H)
-        codes = outcome.encode(X)
+        codes = outcome.encode(drawn.X)
         frequency = np.bincount(codes.indices, minlength=cell.training.neurons) / len(X)
         law = cell.world.frequencies() if cell.world is not None else None
         recovery = check(
@@ -54,7 +61,7 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
         V = drawn.V
     else:
         X, V = outcome.prepare(drawn), None
-        codes = outcome.encode(X)
+        codes = outcome.encode(drawn)
         frequency = np.bincount(codes.indices, minlength=cell.training.neurons) / len(X)
         residual = outcome.decode(codes) - X
         energy = float((X.astype(np.float64) ** 2).sum())
@@ -71,7 +78,11 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
             {"neuron": np.arange(len(frequency)), "target": _targets(outcome), "frequency": frequency}
         )
     metrics["samples"] = len(X)
-    rows = [{"row": f"{method}, trained", **metrics}]
+    rows: list[dict[str, Any]] = [{"row": f"{method}, trained", **metrics}]
+    if V is not None:
+        # A recovery rate is never given without what the same network had before training.
+        before = {f"frr_{tau}": metrics[f"frr_{tau}_untrained"] for tau in ("080", "090")}
+        rows.append({"row": f"{method}, untrained", **dict.fromkeys(metrics), **before})
     if cell.references:
         found = reference_rows(V, X, cell.training.neurons, W_start=outcome.W_start, seed=cell.seed)
         rows += [{"row": row.pop("name"), **row} for row in found]
@@ -128,7 +139,7 @@ def explain_cell(cell: Cell, folder: Path, feature: int) -> str:
     training = cell.training
     k = training.method.k if isinstance(training.method, TopK) else None
     X = prepare(drawn.X, training)
-    codes = encode(X, saved["W"], saved["b"], saved["b_pre"], training.activation, k)
+    codes = encode(X, saved["W"], saved["b"], saved["b_pre"], training.gate, k)
     told = explain(
         feature, drawn.V, saved["W"], frequencies=cell.world.frequencies(), H=drawn.H, codes=codes,
         targets=training.targets(),

@@ -82,7 +82,7 @@ class Verify:
     """Samples per step."""
     activation: Literal["auto", "jumprelu", "relu"] = "auto"
     """jumprelu: the bias only gates; relu: it also shifts, and topk and l1 train it. auto: jumprelu for
-    ba, gba and topk, relu for l1."""
+    ba and gba, relu for topk and l1."""
     learning_rate: float = 1e-3
     """AdamW's learning rate."""
     decay: float = 0.0
@@ -128,6 +128,38 @@ class Verify:
     """Cells of a preset side by side, one thread each; 0: as many as cores."""
     size: Literal["tiny", "full"] = "full"
     """Size of a preset: tiny takes seconds and shows only that it runs."""
+
+    def refuse_idle(self) -> None:
+        """One line for an option that was given and would change nothing: it was meant for something else.
+
+        Raises:
+            RequestError: naming the option and what it belongs to.
+        """
+        from simulator.errors import RequestError
+
+        default = Verify()
+        data, law = self.activations is not None, self.features is None
+        world = ("n", "d", "s", "support", "rho", "zipf", "dictionary", "mean_cosine", "features", "coefficients",
+                 "unit_rows", "noise")  # fmt: skip
+        belongs = {
+            **dict.fromkeys(world, (not data, "a world, not to --activations")),
+            "rho": (not data and self.support == "paired", "--support paired"),
+            "mean_cosine": (not data and law and self.dictionary == "coherent", "--dictionary coherent"),
+            "dictionary": (not data and law, "a law of V, not to --features"),
+            "p": (self.method == "ba", "--method ba"),
+            **dict.fromkeys(("htf", "ltf", "groups"), (self.method == "gba", "--method gba")),
+            **dict.fromkeys(
+                ("rule", "gamma", "buffer", "start_bias"), (self.method in ("ba", "gba"), "--method ba or gba")
+            ),
+            **dict.fromkeys(("k", "auxiliary_k"), (self.method == "topk", "--method topk")),
+            "l1": (self.method == "l1", "--method l1"),
+            **dict.fromkeys(("seeds", "jobs", "size"), (False, "--preset")),
+        }  # fmt: skip
+        if not law:
+            belongs |= dict.fromkeys(("n", "d"), (False, "a law of V; --features brings its own n and d"))
+        for name, (applies, to) in belongs.items():
+            if getattr(self, name) != getattr(default, name) and not applies:
+                raise RequestError(f"--{name.replace('_', '-')} belongs to {to}; leave it out")
 
     def world(self) -> World | None:
         """The world that the options describe; None with --activations."""
@@ -197,11 +229,8 @@ class Verify:
             "topk": lambda: TopK(self.k, self.auxiliary_k),
             "l1": lambda: L1(self.l1),
         }[self.method]()
-        activation = self.activation
-        if activation == "auto":
-            activation = "relu" if self.method == "l1" else "jumprelu"
         return Training(
-            method, self.neurons, self.steps, self.batch, activation, self.learning_rate, self.decay,
+            method, self.neurons, self.steps, self.batch, self.activation, self.learning_rate, self.decay,
             start_scale=self.start_scale, start_bias=self.start_bias, normalise=self.normalise, dtype=self.dtype,
         )  # fmt: skip
 
@@ -215,7 +244,8 @@ class Check:
     W: Annotated[Path, tyro.conf.Positional]
     """The learned directions, M x d: a .npy or .safetensors file (a fit.safetensors works)."""
     untrained: Path | None = None
-    """The network before training, M x d, for the recovery rate that it already had."""
+    """The network before training, M x d, for the recovery rate that it already had. Default: random
+    directions, as many as W has."""
     frequencies: Path | None = None
     """Occurrence frequency of each feature, n numbers in a .npy file, for recovery by frequency."""
     tau: tuple[float, ...] = (0.8, 0.9)

@@ -15,21 +15,19 @@ from figures.style import ACCENT, DARK, LIGHT, MIDDLE, new_figure, save_figure
 def table_text(table: pd.DataFrame) -> str:
     """A table as aligned text; shares as per cent would hide their definition, so all stay shares of 1."""
 
-    def cell(value: Any) -> str:
+    def cell(value: Any, counts: bool) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "-"
         if isinstance(value, list):
             return "..".join(f"{item:.3f}" for item in value)
-        if isinstance(value, float) and not float(value).is_integer():
-            return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.2g}"
-        if isinstance(value, float) and abs(value) < 1.5:
-            return f"{value:.3f}"
-        return str(int(value)) if isinstance(value, float) else str(value)
+        if not isinstance(value, float):
+            return str(value)
+        if counts or (value.is_integer() and 1.5 < abs(value) < 1e6):
+            return str(int(value))
+        return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1e6 else f"{value:.2g}"
 
-    text = [
-        [*map(str, table.columns)],
-        *[[cell(value) for value in row] for row in table.itertuples(index=False)],
-    ]
+    columns = [[str(name), *(cell(value, name in ("dead", "seeds")) for value in table[name])] for name in table]
+    text = [list(row) for row in zip(*columns, strict=True)]
     widths = [max(len(row[i]) for row in text) for i in range(len(table.columns))]
     numeric = [i > 0 and not isinstance(table.iloc[0, i], str) for i in range(len(widths))] if len(table) else []
     lines = []
@@ -48,7 +46,7 @@ def result_text(result: Mapping[str, Any], folder: Path) -> str:
         "dictionary": "row", "FRR 0.8": "frr_080", "FRR 0.9": "frr_090", "precision 0.9": "neuron_precision_090",
         "MCC": "mcc", "loss": "loss", "L0": "mean_l0", "dead": "dead",
     }  # fmt: skip
-    planted = result.get("frr_090") is not None
+    planted = result["rows"][0].get("n") is not None
     if not planted:
         columns = {k: v for k, v in columns.items() if v in ("row", "loss", "mean_l0", "dead")}
     table = pd.DataFrame([{name: row.get(key) for name, key in columns.items()} for row in result["rows"]])
@@ -68,7 +66,8 @@ def result_text(result: Mapping[str, Any], folder: Path) -> str:
 
 def draw_report(path: Path, result: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
     """report.png: training curve, cosine histogram, activation frequency against target."""
-    history, neurons, features = tables["history"], tables["neurons"], tables.get("features")
+    history, features = tables["history"], tables.get("features")
+    neurons = tables.get("neurons", pd.DataFrame({"frequency": [], "target": []}, dtype=float))
     figure, axes = new_figure(1, 3, squeeze=True)
     left, middle, right = axes
 
@@ -82,7 +81,9 @@ def draw_report(path: Path, result: Mapping[str, Any], tables: Mapping[str, pd.D
     left.set_title("training", fontsize=9, loc="left")
 
     if features is None:
-        middle.text(0.5, 0.5, "no planted features:\nrecovery is unknown", ha="center", va="center", color=MIDDLE)
+        middle.text(
+            0.5, 0.5, "nothing planted, or diverged:\nrecovery is unknown", ha="center", va="center", color=MIDDLE
+        )
         middle.set_axis_off()
     else:
         bins = np.linspace(min(0.0, features["cosine"].min(), features["cosine_untrained"].min()), 1, 51)
@@ -96,6 +97,10 @@ def draw_report(path: Path, result: Mapping[str, Any], tables: Mapping[str, pd.D
         middle.legend(fontsize=8, frameon=False, loc="upper left")
 
     measured = neurons["frequency"].to_numpy(float)
+    if not len(measured):
+        right.set_axis_off()
+        save_figure(figure, path)
+        return
     floor = 0.5 / max(result["samples"], 1)
     shown = np.maximum(measured, floor)
     if neurons["target"].notna().any():
@@ -106,7 +111,7 @@ def draw_report(path: Path, result: Mapping[str, Any], tables: Mapping[str, pd.D
         shown = np.sort(shown)[::-1]
     right.plot(x * spread, shown, ".", color=DARK, ms=3, alpha=0.5)
     if label.startswith("target"):
-        line = np.array([x.min(), x.max()])
+        line = np.array([x.min() / 3, x.max() * 3])
         right.plot(line, line, color=ACCENT, lw=1, ls="--", label="measured = target")
         right.legend(fontsize=8, frameon=False)
         right.set_xscale("log")

@@ -13,6 +13,7 @@ from simulator.rng import stream
 from simulator.storage import as_matrix, read_matrix
 
 _CHECKED_ROWS = 1 << 16
+_LARGEST = 1e15  # the square of a row must stay within float32
 
 
 class ActivationMatrix:
@@ -32,15 +33,27 @@ class ActivationMatrix:
         else:
             if isinstance(matrix, Tensor):
                 matrix = matrix.detach().cpu()
+                if matrix.is_complex():
+                    raise RequestError(f"the activations have dtype {matrix.dtype}; real numbers are needed")
                 matrix = (matrix if matrix.dtype == torch.float64 else matrix.float()).numpy()
             self.name, self.matrix = "the activations", as_matrix(np.asarray(matrix), "the activations")
         self.seed = seed
         self.N, self.d = self.matrix.shape
+        digest, nonzero = hashlib.sha256(), False
         for start in range(0, self.N, _CHECKED_ROWS):
-            finite = np.isfinite(self.matrix[start : start + _CHECKED_ROWS]).all(axis=1)
+            rows = np.ascontiguousarray(self.matrix[start : start + _CHECKED_ROWS])
+            digest.update(rows.data)
+            finite = np.isfinite(rows).all(axis=1)
             if not finite.all():
                 row = start + int(np.argmin(finite))
                 raise RequestError(f"{self.name}: row {row} holds NaN or infinity; remove such rows first")
+            largest = float(np.abs(rows).max())
+            if largest > _LARGEST:
+                raise RequestError(f"{self.name} holds entries of size {largest:.1e}; scale them below {_LARGEST:.0e}")
+            nonzero = nonzero or largest > 0
+        if self.N < 2 or not nonzero:
+            raise RequestError(f"{self.name}: {self.N} rows, all zero or fewer than two; no dictionary can be learned")
+        self._sha256 = digest.hexdigest()
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def _rows(self, first: int, size: int) -> np.ndarray:
@@ -59,13 +72,11 @@ class ActivationMatrix:
         return torch.from_numpy(np.ascontiguousarray(self.matrix[self._rows(t * size, size)]))
 
     def config(self) -> dict[str, Any]:
-        """What identifies the data: shape, dtype and a hash over up to 4,096 evenly spread rows."""
-        chosen = np.unique(np.linspace(0, self.N - 1, min(self.N, 4096)).astype(np.int64))
-        digest = hashlib.sha256(np.ascontiguousarray(self.matrix[chosen]).tobytes()).hexdigest()
+        """What identifies the data: shape, dtype and a hash of every row."""
         return {
             "type": "ActivationMatrix",
             "shape": list(self.matrix.shape),
             "dtype": str(self.matrix.dtype),
-            "sha256": digest,
+            "sha256": self._sha256,
             "seed": self.seed,
         }

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simulator.errors import RequestError
+from simulator.checks import real
 
 
 def _check_rates(gamma_plus: float, gamma_minus: float) -> None:
-    for name, value in (("gamma_plus", gamma_plus), ("gamma_minus", gamma_minus)):
-        if not (0 < value < float("inf")):
-            raise RequestError(f"{name} = {value} is no step size; it must be positive and finite, e.g. 0.01")
+    real("gamma_plus", gamma_plus, 0, open_low=True)
+    real("gamma_minus", gamma_minus, 0, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class OneSided:
 
     def __post_init__(self) -> None:
         _check_rates(self.gamma_plus, self.gamma_minus)
-        if not (0 <= self.epsilon < 1):
-            raise RequestError(f"epsilon = {self.epsilon} is no frequency; it must lie in [0, 1), e.g. 1e-6")
+        real("epsilon", self.epsilon, 0, 1, open_high=True)
 
     def floor(self, targets: Tensor) -> Tensor:
         """Frequency below which a bias is raised, per neuron, shape (M,)."""
@@ -78,7 +76,15 @@ def group_bounds(neurons: int, groups: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def adapt(b: Tensor, q: Tensor, r: Tensor, targets: Tensor, groups: list[tuple[int, int]], rule: Rule) -> Tensor:
+def adapt(
+    b: Tensor,
+    q: Tensor,
+    r: Tensor,
+    targets: Tensor,
+    groups: list[tuple[int, int]],
+    rule: Rule,
+    lowest: float = -1.0,
+) -> Tensor:
     """Algorithm 2, A(b, B): the biases after one adaptation.
 
     Args:
@@ -88,15 +94,17 @@ def adapt(b: Tensor, q: Tensor, r: Tensor, targets: Tensor, groups: list[tuple[i
         targets: target activation frequency p_k of each neuron, shape (M,).
         groups: first and past-last neuron of each group, covering all neurons.
         rule: `OneSided` (the paper's) or `TwoSided`.
+        lowest: the lower clamp, -1 for inputs of unit norm; -||x|| where inputs are larger, since beyond it
+            a unit neuron cannot fire. A bias that is lower already is left there.
 
     Returns:
-        New biases, shape (M,), in [-1, 0] wherever they were moved.
+        New biases, shape (M,), in [lowest, 0] wherever they were moved.
     """
     group_mean = torch.zeros_like(r)
     for start, stop in groups:
         group = r[start:stop]
         fired = (group > 0).sum()
         group_mean[start:stop] = group.sum() / fired.clamp(min=1)
-    lowered = (b - rule.gamma_minus * r).clamp(min=-1.0)
-    raised = (b + rule.gamma_plus * group_mean).clamp(max=0.0)
+    lowered = torch.minimum(b, (b - rule.gamma_minus * r).clamp(min=lowest))
+    raised = torch.maximum(b, (b + rule.gamma_plus * group_mean).clamp(max=0.0))
     return torch.where(q > targets, lowered, torch.where(q < rule.floor(targets), raised, b))

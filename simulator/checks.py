@@ -8,6 +8,9 @@ import numpy as np
 
 from simulator.errors import RequestError
 
+LARGEST = 2**53
+"""No count in this project can be larger."""
+
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as an int with low <= value (<= high); a bool or a fraction is refused.
@@ -19,6 +22,8 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise RequestError(f"{name} = {value!r} is not {wanted}")
     number = int(value)
+    if high is None and number > LARGEST:
+        raise RequestError(f"{name} = {number} is too large for any machine; it must be {wanted}, at most {LARGEST}")
     if number < low or (high is not None and number > high):
         raise RequestError(f"{name} = {number} is out of range: it must be {wanted}")
     return number

@@ -11,6 +11,9 @@ import numpy as np
 
 from simulator.errors import RequestError
 
+NUMBERS = 1
+"""Raised whenever the code changes what a configuration computes, so that stored results are not taken for new."""
+
 
 def to_config(value: Any) -> Any:
     """`value` as JSON-able data that names types and is the same in every run.
@@ -61,6 +64,8 @@ def fingerprint(value: Any) -> str:
 
 def difference(theirs: Any, ours: Any, path: str = "") -> str:
     """The first place where two configurations differ, in words: `method.p: 0.1 there, 0.2 here`."""
+    if theirs is None and not path:
+        return "it was not written by this program"
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for key in sorted(set(theirs) | set(ours)):
             if key not in ("fingerprint", "versions") and theirs.get(key) != ours.get(key):

@@ -14,6 +14,7 @@ Engines: `SparseEngine` (numba, CPU), `TorchEngine` (torch alone, any device). T
 valid until its next step.
 """
 
+import importlib.metadata
 import importlib.util
 from typing import Any, Literal, Protocol
 
@@ -31,6 +32,8 @@ EngineName = Literal["auto", "sparse", "torch", "reference"]
 class Engine(Protocol):
     """One training step: loss, gradients and activation statistics of a batch."""
 
+    name: str
+
     def step(self, parameters: Parameters, X: Tensor, dead: Tensor | None = None) -> Step:
         """See `simulator.sae.reference_step`; X: (N, d)."""
         ...
@@ -38,6 +41,8 @@ class Engine(Protocol):
 
 class ReferenceEngine:
     """Dense autograd; the oracle, and what the others are measured against."""
+
+    name = "reference"
 
     def __init__(self, method: Method, activation: Activation) -> None:
         self.method = method
@@ -53,6 +58,8 @@ class TorchEngine:
     Five products of size N x M x d (encoder, decoder, u, and two for dW) where autograd makes six
     and keeps every intermediate.
     """
+
+    name = "torch"
 
     def __init__(self, method: Method, activation: Activation) -> None:
         self.method, self.activation = method, activation
@@ -112,6 +119,8 @@ class SparseEngine:
     repeatable for a given number of threads. Memory beyond the parameters: one gradient of W, per
     thread a block and an N x d partial sum of the decoder, and the pairs themselves.
     """
+
+    name = "sparse"
 
     def __init__(self, method: Method, activation: Activation, threads: int = 1, block_entries: int = 1 << 17) -> None:
         from simulator import kernels
@@ -257,6 +266,11 @@ class SparseEngine:
 def numba_available() -> bool:
     """Whether the compiled engine can be used at all."""
     return importlib.util.find_spec("numba") is not None
+
+
+def numba_version() -> str | None:
+    """Version of numba, which computes the sparse step; None where it is not installed."""
+    return importlib.metadata.version("numba") if numba_available() else None
 
 
 def make_engine(name: EngineName, method: Method, activation: Activation, device: torch.device, threads: int) -> Engine:

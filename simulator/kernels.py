@@ -285,8 +285,8 @@ def adamw_rows(low, high, W, mean, square, gW, touched, moving, rate, beta1, bet
                 square[m, k] = b2 * square[m, k] + c2 * g * g
         elif moving[m]:
             for k in range(d):
-                # Decaying moments are cut before they become denormal numbers, which are slow;
-                # 1e-36 is far below anything that eps lets through.
+                # Decaying moments are cut before they become denormal numbers, which are slow; a first
+                # moment of 1e-36 moves a weight by less than 1e-36 / eps.
                 first = b1 * mean[m, k]
                 second = b2 * square[m, k]
                 mean[m, k] = first if abs(first) > tiny else zero

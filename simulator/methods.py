@@ -14,19 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from simulator.adaptation import OneSided, Rule
+from simulator.checks import real, whole
 from simulator.errors import RequestError
 
 
-def check_frequency(name: str, value: float) -> None:
-    """Refuse a target activation frequency outside (0, 1)."""
-    if not (0 < value < 1):
-        raise RequestError(f"{name} = {value} is no activation frequency; it must lie strictly between 0 and 1")
-
-
-def check_count(name: str, value: int, at_least: int = 1) -> None:
-    """Refuse what is not a whole number of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
-        raise RequestError(f"{name} = {value} must be a whole number of at least {at_least}")
+def _frequency(name: str, value: float) -> None:
+    real(f"target activation frequency {name}", value, 0, 1, open_low=True, open_high=True)
 
 
 @dataclass(frozen=True)
@@ -50,10 +43,10 @@ class GBA:
     """B, pre-activations per neuron between two adaptations (10 batches of 512; the authors report 50)."""
 
     def __post_init__(self) -> None:
-        check_frequency("htf", self.htf)
-        check_frequency("ltf", self.ltf)
-        check_count("groups", self.groups)
-        check_count("buffer", self.buffer)
+        _frequency("htf", self.htf)
+        _frequency("ltf", self.ltf)
+        whole("groups", self.groups, 1)
+        whole("buffer", self.buffer, 1)
         if self.ltf > self.htf:
             raise RequestError(f"ltf = {self.ltf} lies above htf = {self.htf}; the lowest target goes last")
         if self.groups == 1 and self.ltf != self.htf:
@@ -79,8 +72,8 @@ class BA:
     groups: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        check_frequency("p", self.p)
-        check_count("buffer", self.buffer)
+        _frequency("p", self.p)
+        whole("buffer", self.buffer, 1)
 
     def target_frequencies(self) -> np.ndarray:
         """(p,)."""
@@ -106,11 +99,10 @@ class TopK:
     """Samples without activation after which a neuron counts as dead for the auxiliary loss."""
 
     def __post_init__(self) -> None:
-        check_count("k", self.k)
-        check_count("auxiliary_k", self.auxiliary_k, 0)
-        check_count("dead_after", self.dead_after)
-        if not (0 <= self.auxiliary_weight < float("inf")):
-            raise RequestError(f"auxiliary_weight = {self.auxiliary_weight} must be finite and not negative")
+        whole("k", self.k, 1)
+        whole("auxiliary_k", self.auxiliary_k, 0)
+        whole("dead_after", self.dead_after, 1)
+        real("auxiliary_weight", self.auxiliary_weight, 0)
 
 
 @dataclass(frozen=True)
@@ -121,8 +113,7 @@ class L1:
     """lambda; the loss is on the scale of the inputs (unit norm by default)."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.weight < float("inf")):
-            raise RequestError(f"l1 = {self.weight} must be finite and not negative")
+        real("l1", self.weight, 0)
 
 
 Method = BA | GBA | TopK | L1

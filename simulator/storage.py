@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise RequestError(
             f"cannot write to {path.parent}: {error.strerror}; name a folder with write access"
@@ -137,6 +137,8 @@ def _only_matrix(path: Path) -> np.ndarray:
         raise RequestError(f"{path} is no readable .safetensors file ({reason})") from None
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
+    elif tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+        raise RequestError(f"{path} holds {tensor.dtype}; save float32, float16 or bfloat16")
     return tensor.numpy()
 
 

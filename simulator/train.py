@@ -10,27 +10,28 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.special import ndtri
 from torch import Tensor
 
 from simulator import sae
+from simulator.activations import ActivationMatrix
 from simulator.adaptation import adapt
+from simulator.checks import whole
 from simulator.config import difference, fingerprint, to_config
-from simulator.engine import EngineName, SparseEngine, make_engine
+from simulator.engine import EngineName, SparseEngine, make_engine, numba_version
 from simulator.errors import RequestError
-from simulator.methods import BA, GBA, TopK, check_count
+from simulator.methods import BA, GBA, TopK
 from simulator.optimiser import AdamW
 from simulator.rng import stream
 from simulator.sae import Parameters
 from simulator.storage import load_tensors, save_tensors
-from simulator.training import Training, normalise_rows, prepare
+from simulator.training import Training, normalise_rows, prepare, quantile_bias
 
 logger = logging.getLogger(__name__)
 
@@ -74,21 +75,27 @@ class Fit:
     seconds: float
     """Training time, over all sittings."""
     training: Training
-    targets: np.ndarray | None = field(default=None)
+    targets: np.ndarray | None
     """Target activation frequency per neuron, (M,), where the method has them."""
+    engine: str
+    """How the steps were computed."""
+    device: str
+    """Where: cpu, cuda, ..."""
+    threads: int
+    """Threads on the CPU."""
 
     def prepare(self, X: np.ndarray) -> np.ndarray:
-        """Inputs on the scale of training: unit rows where `Training.normalise`; shape (N, d)."""
+        """Inputs as the network sees them: unit rows where `Training.normalise`; shape (N, d)."""
         return prepare(X, self.training)
 
     def encode(self, X: np.ndarray) -> sparse.csr_array:
-        """Codes phi of prepared inputs (N, d); sparse, shape (N, M), without the output scales."""
+        """Codes phi of inputs (N, d), which are prepared first; sparse, (N, M), without the output scales."""
         method = self.training.method
         k = method.k if isinstance(method, TopK) else None
-        return sae.encode(X, self.W, self.b, self.b_pre, self.training.activation, k)
+        return sae.encode(self.prepare(X), self.W, self.b, self.b_pre, self.training.gate, k)
 
     def decode(self, codes: sparse.csr_array) -> np.ndarray:
-        """Reconstructions from codes (N, M); shape (N, d)."""
+        """Reconstructions of the prepared inputs from codes (N, M); shape (N, d)."""
         return sae.decode(codes, self.W, self.a, self.b_pre)
 
 
@@ -97,8 +104,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-        return torch.device(name)
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+        torch.empty(0, device=device)
+        return device
     except (RuntimeError, AssertionError):
         raise RequestError(f"device {name!r} is not available here; take cpu or auto") from None
 
@@ -132,6 +142,7 @@ class _Run:
         threads: int,
     ):
         self.source, self.training, self.device = source, training, device
+        self.threads = threads
         dtype = getattr(torch, training.dtype)
         M, d = training.neurons, source.d
         directions = stream(seed, "initialisation").standard_normal((M, d))
@@ -148,18 +159,21 @@ class _Run:
         if targets is not None:
             self.targets = torch.from_numpy(targets).to(**like)
             self.bounds = training.group_bounds()
+            lengths = None if training.normalise else self.batch(0).norm(dim=1)
+            self.lowest = -1.0 if lengths is None else -float(lengths.max())
             if training.start_bias == "quantile":
-                # A random unit neuron sees w . x ~ N(0, rms||x||^2 / d).
-                spread = 1.0 if training.normalise else float(self.batch(0).square().sum(dim=1).mean().sqrt())
-                start = np.minimum(ndtri(targets) * spread / d**0.5, 0.0)
-                self.parameters.b.copy_(torch.from_numpy(start))
-        self.engine = make_engine(engine, training.method, training.activation, device, threads)
+                rms = None if lengths is None else float(lengths.square().mean().sqrt())
+                self.parameters.b.copy_(torch.from_numpy(quantile_bias(targets, d, rms)))
+        self.engine = make_engine(engine, training.method, training.gate, device, threads)
+        self.engine_name = self.engine.name
         team = self.engine.team if isinstance(self.engine, SparseEngine) else None
         self.optimiser = AdamW(
             self.parameters, training.trained, training.learning_rate, training.weight_decay, training.betas,
             training.eps, training.unit_rows, team,
         )  # fmt: skip
         self.t = 0
+        self.consistent = True
+        """False while a step is half applied."""
         self.seconds = 0.0
         self.buffered = 0
         self.buffer_counts = torch.zeros(M, dtype=torch.int64, device=device)
@@ -170,7 +184,11 @@ class _Run:
         self.records: list[dict[str, float]] = []
 
     def batch(self, t: int) -> Tensor:
-        X = self.source.batch(t, self.training.batch).to(self.device, self.parameters.W.dtype)
+        X = torch.as_tensor(self.source.batch(t, self.training.batch))
+        if X.shape != (self.training.batch, self.source.d):
+            wanted = (self.training.batch, self.source.d)
+            raise RequestError(f"batch {t} of the source has shape {tuple(X.shape)}; {wanted} is needed")
+        X = X.to(self.device, self.parameters.W.dtype)
         return normalise_rows(X) if self.training.normalise else X
 
     def advance(self) -> float:
@@ -182,6 +200,7 @@ class _Run:
         if isinstance(method, TopK) and method.auxiliary_k:
             dead = self.t * N - self.last_active >= method.dead_after
         step = self.engine.step(self.parameters, X, dead)
+        self.consistent = False
         self.t += 1
         tail = training.decay * training.steps
         factor = min(1.0, (training.steps - self.t + 1) / tail) if tail >= 1 else 1.0
@@ -192,7 +211,7 @@ class _Run:
             self.buffered += N
             if self.buffered >= method.buffer:
                 q = self.buffer_counts.to(self.targets.dtype) / self.buffered
-                b = adapt(self.parameters.b, q, self.buffer_maxima, self.targets, self.bounds, method.rule)
+                b = adapt(self.parameters.b, q, self.buffer_maxima, self.targets, self.bounds, method.rule, self.lowest)
                 self.parameters.b.copy_(b)
                 self.buffered = 0
                 self.buffer_counts.zero_()
@@ -203,19 +222,24 @@ class _Run:
         self.window["samples"] += N
         self.window["loss"] += step.loss * 2 * N
         self.window["energy"] += float(X.square().sum())
+        self.consistent = True
         return step.loss
 
     def record(self, observe: Observer | None) -> None:
         """Append one line of history and start a new window."""
         samples = self.window["samples"]
+        nothing_yet = samples == 0
         row = {
             "step": float(self.t),
-            "loss": self.window["loss"] / max(self.window["energy"], 1e-30),
-            "mean_l0": int(self.window_counts.sum()) / max(samples, 1),
-            "dead": float((self.window_counts == 0).sum()),
+            "loss": np.nan if nothing_yet else self.window["loss"] / max(self.window["energy"], 1e-30),
+            "mean_l0": np.nan if nothing_yet else int(self.window_counts.sum()) / samples,
+            "dead": np.nan if nothing_yet else float((self.window_counts == 0).sum()),
         }
         if observe is not None:
             row |= observe(self.t, self.parameters.W.cpu().numpy(), self.parameters.b.cpu().numpy())
+        if self.records and list(row) != list(self.records[0]):
+            before = ", ".join(list(self.records[0])[4:]) or "nothing"
+            raise RequestError(f"the history observes {before} so far and {', '.join(list(row)[4:]) or 'nothing'} now")
         self.records.append(row)
         self.window_counts.zero_()
         self.window = {"samples": 0, "loss": 0.0, "energy": 0.0}
@@ -227,6 +251,10 @@ class _Run:
             | {f"optimiser.{name}": value for name, value in self.optimiser.state().items()}
             | {name: getattr(self, name) for name in counters}
         )
+
+    def is_finite(self) -> bool:
+        """Whether every parameter is finite; a loss can stay finite while dead neurons hold NaN."""
+        return all(bool(value.isfinite().all()) for value in self.parameters.tensors().values())
 
     def save(self, path: Path, identity: Mapping[str, Any], status: str) -> None:
         scalars = {
@@ -261,11 +289,19 @@ class _Run:
         return Fit(
             **arrays, W_start=self.W_start, history=history, status=status, steps=self.t,
             seconds=self.seconds, training=self.training, targets=self.training.targets(),
+            engine=self.engine_name, device=self.device.type, threads=self.threads,
         )  # fmt: skip
 
 
+def _identity_of(checkpoint: Path | None) -> dict[str, Any]:
+    """The identity in a checkpoint, or nothing."""
+    if checkpoint is None or not checkpoint.exists():
+        return {}
+    return load_tensors(checkpoint)[1].get("identity", {})
+
+
 def fit(
-    source: Source,
+    source: Source | np.ndarray | Tensor,
     training: Training,
     seed: int,
     *,
@@ -281,7 +317,8 @@ def fit(
     """Train one sparse autoencoder.
 
     Args:
-        source: batches of activations; `World.stream(seed)`, `ActivationMatrix`, or your own `Source`.
+        source: batches of activations; `World.stream(seed)`, `ActivationMatrix`, a matrix (N, d) itself, or
+            your own `Source`.
         training: method, width, steps and settings.
         seed: decides the initial W (stream "initialisation"). The source has a seed of its own.
         device: "auto" (first GPU, else CPU), "cpu", "cuda", "cuda:1", ...
@@ -300,22 +337,30 @@ def fit(
     Raises:
         RequestError: an impossible request, or a checkpoint that cannot be continued.
     """
+    if isinstance(source, np.ndarray | Tensor):
+        source = ActivationMatrix(source, seed)
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    # What was left open is taken as the checkpoint has it: the same command continues on another machine.
+    known = _identity_of(checkpoint)
+    device = known.get("device", device) if device == "auto" else device
     place = choose_device(device)
-    threads = choose_threads(training, source.d) if threads is None else threads
-    check_count("threads", threads)
-    every = max(1, training.steps // 200) if record_every is None else record_every
-    check_count("record_every", every)
+    engine = known.get("engine", engine) if engine == "auto" else engine
+    if threads is None:
+        threads = known.get("threads") or choose_threads(training, source.d)
+    threads = whole("threads", threads, 1)
+    every = record_every or known.get("record_every") or max(1, training.steps // 200)
+    every = whole("record_every", every, 1)
     with torch_threads(threads), torch.no_grad():
         run = _Run(source, training, seed, place, engine, threads)
         if isinstance(run.engine, SparseEngine):
             torch.set_num_threads(1)  # its team is the parallelism
         identity = {
-            "training": to_config(training), "source": source.config(), "seed": seed,
-            "engine": type(run.engine).__name__,
+            "training": to_config(training), "source": to_config(source.config()), "seed": seed,
+            "engine": run.engine_name,
             "device": place.type, "threads": threads, "record_every": every,
         }  # fmt: skip
         identity["fingerprint"] = fingerprint(identity)
-        identity["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
+        identity["versions"] = {"torch": torch.__version__, "numpy": np.__version__, "numba": numba_version()}
         status: Any = "running"
         if checkpoint is not None and checkpoint.exists():
             status = run.load(checkpoint, identity)
@@ -325,19 +370,26 @@ def fit(
         before = run.seconds
         if not run.records:
             run.record(observe)
-        while run.t < training.steps and status == "running":
-            loss = run.advance()
-            if not np.isfinite(loss):
-                status = "diverged"
-            if run.t % every == 0 or run.t == training.steps or status == "diverged":
-                run.record(observe)
-            if progress is not None:
-                progress(run.t, loss)
-            now = time.perf_counter()
-            run.seconds = before + now - began
-            if checkpoint is not None and now - saved >= checkpoint_seconds:
+        try:
+            while run.t < training.steps and status == "running":
+                loss = run.advance()
+                due = run.t % every == 0 or run.t == training.steps
+                if not np.isfinite(loss) or (due and not run.is_finite()):
+                    status = "diverged"
+                if due or status == "diverged":
+                    run.record(observe)
+                now = time.perf_counter()
+                run.seconds = before + now - began
+                if checkpoint is not None and now - saved >= checkpoint_seconds:
+                    run.save(checkpoint, identity, status)
+                    saved = time.perf_counter()
+                if progress is not None:
+                    progress(run.t, loss)
+        except KeyboardInterrupt:
+            # Between two steps the state is whole; in the middle of one the last checkpoint stands.
+            if checkpoint is not None and run.consistent:
                 run.save(checkpoint, identity, status)
-                saved = time.perf_counter()
+            raise
         status = "finished" if status == "running" else status
         if checkpoint is not None:
             run.save(checkpoint, identity, status)

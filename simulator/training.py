@@ -5,11 +5,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.special import betainccinv, ndtri
 from torch import Tensor
 
 from simulator.adaptation import group_bounds
+from simulator.checks import real, whole
 from simulator.errors import RequestError
-from simulator.methods import BA, GBA, L1, Method, TopK, check_count
+from simulator.methods import BA, GBA, L1, Method, TopK
 from simulator.sae import Activation
 
 
@@ -25,14 +27,15 @@ class Training:
     """T, optimiser steps."""
     batch: int = 512
     """N_t, samples per step."""
-    activation: Activation = "jumprelu"
-    """"jumprelu": the bias only gates and L1 and TopK keep b fixed; "relu": the bias also shifts."""
+    activation: Activation | Literal["auto"] = "auto"
+    """"jumprelu": the bias only gates, and L1 and TopK keep b at 0; "relu": the bias also shifts, and L1 and
+    TopK train it. "auto": jumprelu for BA and GBA (the paper's), relu for TopK and L1 (their own papers')."""
     learning_rate: float = 1e-3
     """AdamW's learning rate (the paper's is not known)."""
     decay: float = 0.0
     """Last share of the steps over which the learning rate falls linearly to 0."""
     weight_decay: float = 0.0
-    """AdamW's weight decay; with unit rows it acts on a and b_pre only."""
+    """AdamW's weight decay, on all that is trained (with unit rows W is scaled back)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     eps: float = 1e-8
@@ -42,8 +45,8 @@ class Training:
     output is small the residual is -x and every neuron learns on its own from the inputs it fires on,
     as the theory assumes; at 1 the neurons compete from the first step on, before they point anywhere."""
     start_bias: Literal["zero", "quantile"] = "zero"
-    """"zero" as in the paper; "quantile": at -Phibar^{-1}(p) rms||x|| / sqrt(d), where a random neuron
-    already meets its target p (methods with targets only)."""
+    """"zero" as in the paper; "quantile": where a random neuron already meets its target p, see
+    `quantile_bias` (methods with targets only)."""
     unit_rows: bool = True
     """Scale the rows of W to unit norm after every step."""
     normalise: bool = True
@@ -52,20 +55,23 @@ class Training:
     """Precision of the network and of the inputs."""
 
     def __post_init__(self) -> None:
-        check_count("neurons", self.neurons)
-        check_count("steps", self.steps, 0)
-        check_count("batch", self.batch)
         if not isinstance(self.method, BA | GBA | TopK | L1):
             raise RequestError(f"method = {self.method!r} is no method; take BA, GBA, TopK or L1")
+        adaptive = isinstance(self.method, BA | GBA)
+        if self.activation == "auto":
+            object.__setattr__(self, "activation", "jumprelu" if adaptive else "relu")
+        whole("neurons", self.neurons, 1)
+        whole("steps", self.steps, 0)
+        whole("batch", self.batch, 1)
         for name in ("learning_rate", "eps", "start_scale"):
-            if not (0 < getattr(self, name) < float("inf")):
-                raise RequestError(f"{name} = {getattr(self, name)} must be positive and finite")
-        if not (0 <= self.weight_decay < float("inf")):
-            raise RequestError(f"weight_decay = {self.weight_decay} must be finite and not negative")
-        if not (0 <= self.decay <= 1):
-            raise RequestError(f"decay = {self.decay} is no share of the steps; it must lie in [0, 1]")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise RequestError(f"betas = {self.betas} must be two numbers in [0, 1)")
+            # Beyond 1e30 the first step leaves the range of float32.
+            real(name, getattr(self, name), 0, 1e30, open_low=True)
+        real("weight_decay", self.weight_decay, 0)
+        real("decay", self.decay, 0, 1)
+        if len(self.betas) != 2:
+            raise RequestError(f"betas = {self.betas} must be two numbers, e.g. (0.9, 0.999)")
+        for beta in self.betas:
+            real("each of betas", beta, 0, 1, open_high=True)
         for name, allowed in (
             ("activation", ("jumprelu", "relu")),
             ("start_bias", ("zero", "quantile")),
@@ -73,18 +79,24 @@ class Training:
         ):
             if getattr(self, name) not in allowed:
                 raise RequestError(f"{name} = {getattr(self, name)!r} is unknown; take {' or '.join(allowed)}")
-        adaptive = isinstance(self.method, BA | GBA)
         if self.start_bias == "quantile" and not adaptive:
             raise RequestError("start_bias = 'quantile' needs target frequencies; take BA, GBA or start_bias = 'zero'")
         if isinstance(self.method, GBA) and self.method.groups > self.neurons:
             raise RequestError(f"{self.method.groups} groups need at least as many neurons, not {self.neurons}")
         if isinstance(self.method, TopK) and self.method.k > self.neurons:
             raise RequestError(f"k = {self.method.k} lies above the {self.neurons} neurons; take k <= neurons")
+        if isinstance(self.method, TopK) and self.method.auxiliary_k > self.neurons:
+            raise RequestError(f"auxiliary_k = {self.method.auxiliary_k} lies above the {self.neurons} neurons")
+
+    @property
+    def gate(self) -> Activation:
+        """The activation function, "auto" resolved."""
+        return "relu" if self.activation == "relu" else "jumprelu"
 
     @property
     def trained(self) -> tuple[str, ...]:
         """Parameters that get gradient steps."""
-        trains_bias = self.activation == "relu" and not isinstance(self.method, BA | GBA)
+        trains_bias = self.gate == "relu" and not isinstance(self.method, BA | GBA)
         return ("W", "a", "b_pre", "b") if trains_bias else ("W", "a", "b_pre")
 
     def group_bounds(self) -> list[tuple[int, int]]:
@@ -99,9 +111,30 @@ class Training:
         return np.repeat(self.method.target_frequencies(), sizes)
 
 
+def quantile_bias(p: np.ndarray, d: int, rms: float | None) -> np.ndarray:
+    """The bias at which a neuron of random direction fires with frequency p; shape of p, never above 0.
+
+    Args:
+        p: target frequencies in (0, 1).
+        d: dimension.
+        rms: None for inputs of unit norm: there (w . x)^2 ~ Beta(1/2, (d-1)/2) exactly, whatever their law, and
+            b = -sqrt(q) with P(Beta > q) = 2p; close to -Phibar^{-1}(p) / sqrt(d) unless p or d is small.
+            Else sqrt(mean ||x||^2) of raw inputs: b = -Phibar^{-1}(p) rms / sqrt(d), the Gaussian limit.
+    """
+    if rms is not None:
+        return np.minimum(ndtri(p) * rms / d**0.5, 0.0)
+    if d == 1:
+        return np.zeros_like(p)
+    return -np.sqrt(betainccinv(0.5, (d - 1) / 2, np.minimum(2 * p, 1.0)))
+
+
 def normalise_rows(X: Tensor) -> Tensor:
     """X with every row scaled to unit norm; zero rows stay zero."""
     norms = X.norm(dim=1, keepdim=True)
+    if bool(((norms < 1e-15) | (norms > 1e15)).any()):
+        # The squares of such entries leave the range of float32: bring every row to size 1 first.
+        X = X / X.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
+        norms = X.norm(dim=1, keepdim=True)
     return X / torch.where(norms > 0, norms, torch.ones_like(norms))
 
 

@@ -68,9 +68,9 @@ class World:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", whole("number of features n", self.n, 1))
-        object.__setattr__(self, "d", whole("dimension d", self.d, 1))
-        object.__setattr__(self, "noise", real("noise", self.noise, 0))
+        object.__setattr__(self, "n", whole("number of features n", self.n, 1, 2**31 - 1))
+        object.__setattr__(self, "d", whole("dimension d", self.d, 1, 2**31 - 1))
+        object.__setattr__(self, "noise", real("noise", self.noise, 0, 1e15))
         self.support.check(self.n)
         self.dictionary.check(self.n, self.d)
 
@@ -173,7 +173,7 @@ class WorldStream:
 
     def config(self) -> dict[str, Any]:
         """What identifies the data: the world and the seed, JSON-able."""
-        return {"type": "WorldStream", "world": to_config(self.world), "seed": self.seed}
+        return {"type": "WorldStream", "world": to_config(self.world), "seed": self.seed, "dtype": str(self._dtype)}
 
     def _batch_rng(self, t: int, size: int) -> np.random.Generator:
         whole("size of a batch", size, 1)

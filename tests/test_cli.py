@@ -13,27 +13,10 @@ import pytest
 from figures.cli import main
 from simulator.storage import load_tensors, save_tensors
 
-TINY = [
-    "--n",
-    "16",
-    "--d",
-    "8",
-    "--s",
-    "2",
-    "--method",
-    "ba",
-    "--p",
-    "0.15",
-    "--neurons",
-    "24",
-    "--steps",
-    "30",
-    "--batch",
-    "32",
-    "--samples",
-    "400",
-    "--quiet",
-]
+BASE = ["--neurons", "24", "--steps", "30", "--batch", "32", "--samples", "400", "--quiet"]
+BA = ["--method", "ba", "--p", "0.15"]
+WORLD = ["--n", "16", "--d", "8", "--s", "2"]
+TINY = [*WORLD, *BA, *BASE]
 FIXED = {
     "frr_080", "frr_090", "frr_090_untrained", "neuron_precision_090", "mcc", "mcc_chance", "loss", "mean_l0",
     "dead", "seconds", "steps",
@@ -90,22 +73,59 @@ def test_every_number_in_the_report_is_there(capsys, tmp_path):
     assert str(tmp_path / "r") in text
 
 
-@pytest.mark.parametrize("method", [
-    ["--method", "gba", "--htf", "0.3", "--ltf", "0.05", "--groups", "3"],
-    ["--method", "gba", "--htf", "0.3", "--ltf", "0.05", "--groups", "3", "--start-bias", "quantile",
-     "--rule", "two-sided"],
-    ["--method", "topk", "--k", "2", "--auxiliary-k", "4"],
-    ["--method", "l1", "--l1", "0.02"],
-    ["--s", "1", "4"],
-    ["--support", "bernoulli", "--zipf", "0.5", "--coefficients", "exponential", "--noise", "0.01"],
-    ["--support", "paired", "--rho", "0.4", "--dictionary", "coherent", "--dtype", "float64"],
-    ["--n", "8", "--dictionary", "orthonormal", "--coefficients", "uniform", "--no-unit-rows", "--no-normalise"],
-], ids=" ".join)  # fmt: skip
-def test_methods_and_worlds(capsys, tmp_path, method):
-    result = json.loads(verify(capsys, *TINY, *method, "--no-references", "--out", tmp_path / "r", "--json"))
+GBA = "--method gba --htf 0.3 --ltf 0.05 --groups 3"
+OTHERS = [
+    f"--n 16 --d 8 --s 2 {GBA}",
+    f"--n 16 --d 8 --s 2 {GBA} --start-bias quantile --rule two-sided",
+    "--n 16 --d 8 --s 2 --method topk --k 2 --auxiliary-k 4",
+    "--n 16 --d 8 --s 2 --method l1 --l1 0.02",
+    "--n 16 --d 8 --s 1 4 --method ba --p 0.2",
+    f"--n 16 --d 8 --s 2 --support bernoulli --zipf 0.5 --coefficients exponential --noise 0.01 {GBA}",
+    f"--n 16 --d 8 --s 2 --support paired --rho 0.4 --dictionary coherent --dtype float64 {GBA}",
+    f"--n 8 --d 8 --s 2 --dictionary orthonormal --coefficients uniform --no-unit-rows --no-normalise {GBA}",
+]
+
+
+@pytest.mark.parametrize("options", OTHERS)
+def test_methods_and_worlds(capsys, tmp_path, options):
+    arguments = [*BASE, *options.split(), "--no-references", "--out", tmp_path / "r", "--json"]
+    result = json.loads(verify(capsys, *arguments))
     assert set(result) >= FIXED
     assert 0 <= result["loss"] < 2
-    assert len(result["rows"]) == 1
+    assert [row["row"].split(", ")[1] for row in result["rows"]] == ["trained", "untrained"]
+
+
+def test_the_result_is_what_the_saved_network_does(capsys, tmp_path):
+    """loss, mean_l0, precision and untrained rate again, by plain formulas from the saved arrays and fresh samples."""
+    from simulator import Exactly, World
+
+    result = json.loads(verify(capsys, *TINY, "--seed", 3, "--no-references", "--out", tmp_path / "r", "--json"))
+    saved = {
+        name: value.double().numpy() for name, value in load_tensors(tmp_path / "r" / "fit.safetensors")[0].items()
+    }
+    sample = World(16, 8, Exactly(2)).sample(400, 3, name="evaluation")
+    X = sample.X.astype(float)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    z = (X - saved["b_pre"]) @ saved["W"].T
+    active = z + saved["b"] > 0
+    residual = (z * active * saved["a"]) @ saved["W"] + saved["b_pre"] - X
+    assert result["loss"] == pytest.approx((residual**2).sum() / (X**2).sum(), rel=1e-4)
+    # A pre-activation within rounding of zero may fall on either side: one pair in 9,600 is let through.
+    assert result["mean_l0"] == pytest.approx(active.sum() / 400, abs=1 / 400)
+    V = sample.V / np.linalg.norm(sample.V, axis=1, keepdims=True)
+    best = (saved["W"] / np.linalg.norm(saved["W"], axis=1, keepdims=True) @ V.T).max(axis=1)
+    assert result["neuron_precision_080"] == pytest.approx((best[active.any(axis=0)] > 0.8).mean())
+    history = np.genfromtxt(tmp_path / "r" / "history.csv", delimiter=",", names=True)
+    assert history["step"][-1] == 30
+
+
+def test_a_diverged_run_is_a_result(capsys, tmp_path):
+    arguments = [*TINY, "--learning-rate", "1e25", "--out", tmp_path / "r"]
+    text = verify(capsys, *arguments)
+    assert "THE RUN DIVERGED" in text
+    result = json.loads(verify(capsys, *arguments, "--json"))
+    assert set(result) >= FIXED
+    assert result["status"] == "diverged"
 
 
 def test_a_finished_folder_is_printed_again_without_computing(capsys, tmp_path):
@@ -155,7 +175,7 @@ def test_killed_and_started_again_gives_the_same_arrays(capsys, tmp_path):
 def test_activations_from_a_file(capsys, tmp_path):
     X = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
     np.save(tmp_path / "x.npy", X)
-    arguments = [*TINY, "--activations", tmp_path / "x.npy", "--out", tmp_path / "r", "--json"]
+    arguments = [*BA, *BASE, "--activations", tmp_path / "x.npy", "--out", tmp_path / "r", "--json"]
     result = json.loads(verify(capsys, *arguments))
     assert set(result) >= FIXED
     assert result["frr_090"] is None
@@ -225,8 +245,8 @@ def test_presets(capsys, tmp_path, name):
 BAD = {
     "s above n": (["--s", "17"], "s = 17"),
     "s of zero": (["--s", "0"], "s = 0"),
-    "p of one": (["--p", "1"], "strictly between 0 and 1"),
-    "p is not a number": (["--p", "nan"], "strictly between 0 and 1"),
+    "p of one": (["--p", "1"], "> 0 and < 1"),
+    "p is not a number": (["--p", "nan"], "> 0 and < 1"),
     "a word for a number": (["--p", "often"], "could not convert"),
     "orthonormal": (["--dictionary", "orthonormal"], "orthonormal"),
     "unknown preset": (["--preset", "no-such"], "unknown preset 'no-such'; there are first-recovery"),
@@ -234,13 +254,18 @@ BAD = {
     "unknown option": (["--neuron-count", "4"], "neuron-count"),
     "unknown method": (["--method", "sgd"], "sgd"),
     "no neurons": (["--neurons", "0"], "neurons = 0"),
-    "k above neurons": (["--method", "topk", "--k", "25"], "k = 25"),
+    "k above neurons": (["--method", "topk", "--p", "0.03", "--k", "25"], "k = 25"),
     "negative seed": (["--seed", "-1"], "seed"),
     "no device": (["--device", "tpu"], "not available"),
     "few samples": (["--samples", "1"], "samples = 1"),
     "feature out of range": (["--explain", "16"], "0 to 15"),
-    "no file": (["--activations", "nowhere.npy"], "nowhere.npy"),
-    "no features file": (["--features", "nowhere.npy"], "nowhere.npy"),
+    "no file": (["--activations", "nowhere.npy", *["--n", "128", "--d", "42", "--s", "3"]], "nowhere.npy"),
+    "no features file": (["--features", "nowhere.npy", *["--n", "128", "--d", "42"]], "nowhere.npy"),
+    "world beside a file": (["--activations", "nowhere.npy"], "--n belongs to a world"),
+    "p without ba": (["--method", "gba"], "--p belongs to --method ba"),
+    "rho without pairs": (["--rho", "0.3"], "--rho belongs to --support paired"),
+    "seeds without a preset": (["--seeds", "1", "2"], "--seeds belongs to --preset"),
+    "huge n": (["--n", "1" + 21 * "0"], "n = 1"),
     "zero threads": (["--threads", "0"], "threads"),
     "folder is a file": (["--out", "/dev/null"], "/dev/null"),
 }  # fmt: skip
@@ -281,7 +306,7 @@ def test_bad_activations(capsys, tmp_path, content, message):
         file.write_bytes(content)
     else:
         np.save(file, content, allow_pickle=True)
-    code, _, err = run(capsys, "verify", *TINY, "--activations", file, "--out", tmp_path / "r")
+    code, _, err = run(capsys, "verify", *BA, *BASE, "--activations", file, "--out", tmp_path / "r")
     assert code == 2
     assert err.count("\n") == 1
     assert message in err
@@ -299,6 +324,69 @@ def test_damaged_files_are_named_and_left_alone(capsys, tmp_path):
     assert code == 2
     assert "checkpoint.safetensors is truncated" in err
     assert (tmp_path / "r" / "checkpoint.safetensors").read_bytes() == b"\x10"
+
+
+def test_results_of_other_commands_are_left_alone(capsys, tmp_path):
+    verify(capsys, *TINY, "--no-references", "--out", tmp_path / "r")
+    np.save(tmp_path / "V.npy", np.eye(3))
+    before = {file: file.read_bytes() for file in (tmp_path / "r").iterdir()}
+    for arguments in (
+        ["check", tmp_path / "V.npy", tmp_path / "V.npy", "--out", tmp_path / "r"],
+        ["verify", "--preset", "first-recovery", "--size", "tiny", "--quiet", "--out", tmp_path / "r"],
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2
+        assert "result of another command" in err
+    assert {file: file.read_bytes() for file in (tmp_path / "r").iterdir()} == before
+
+
+def test_no_space_left(capsys, tmp_path, monkeypatch):
+    """A full disk: one line, exit code 2, and what was there before is untouched."""
+    import errno
+    import os
+
+    long = [*TINY, "--no-references", "--checkpoint-seconds", "0"]
+    verify(capsys, *long, "--out", tmp_path / "whole")
+    whole = (tmp_path / "whole" / "fit.safetensors").read_bytes()
+    calls = []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = run(capsys, "verify", *long, "--out", tmp_path / "r")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "No space left" in err
+    assert load_tensors(tmp_path / "r" / "checkpoint.safetensors")[1]["run"]["t"] == 10
+    assert not list((tmp_path / "r").glob(".*.part"))
+    monkeypatch.undo()
+    verify(capsys, *long, "--out", tmp_path / "r")
+    assert (tmp_path / "r" / "fit.safetensors").read_bytes() == whole
+
+
+def test_interrupted_and_continued(capsys, tmp_path, monkeypatch):
+    """Ctrl-C: exit code 130, one line, and the state of that moment is kept."""
+    from simulator import train
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: 0.0)  # no checkpoint by time
+    record, steps = train._Run.record, []
+
+    def record_and_stop(self, observe):
+        record(self, observe)
+        steps.append(self.t)
+        if self.t == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Run, "record", record_and_stop)
+    code, _, err = run(capsys, "verify", *TINY, "--no-references", "--out", tmp_path / "r")
+    assert code == 130
+    assert err == "sae-recovery: interrupted; the same command continues where this one stopped\n"
+    verify(capsys, *TINY, "--no-references", "--out", tmp_path / "r")
+    assert steps[:13] == list(range(13))
+    assert steps[13:] == list(range(13, 31))  # not from the start
 
 
 def test_one_folder_one_process(capsys, tmp_path):
