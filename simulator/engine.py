@@ -208,6 +208,7 @@ class SparseEngine:
         neuron, y = torch.empty(N, k, dtype=torch.int32).numpy(), torch.empty(N, k, dtype=W.dtype).numpy()
         found = torch.empty(N, dtype=torch.int64).numpy()
         most = self.blocks.shape[1] // M
+        everyone = allowed is self.all_neurons
 
         def largest(part: int) -> None:
             low, high = self.team.share(part, N)
@@ -215,7 +216,7 @@ class SparseEngine:
                 rows = min(most, high - first)
                 Z = self.blocks[part, : rows * M].view(rows, M)
                 torch.mm(centred[first : first + rows], transposed, out=Z)
-                self.kernels.largest_block(Z.numpy(), bias, among, k, first, found, neuron, y)
+                self.kernels.largest_block(Z.numpy(), bias, among, everyone, k, first, found, neuron, y)
 
         self.team.run(largest)
         if N * k > self.sample.numel():

@@ -195,41 +195,67 @@ def _sift_down(heap, owner, size, y, m):
     heap[at], owner[at] = y, m
 
 
+@njit(cache=True, inline="always")
+def _keep_largest(heap, owner, size, k, y, m):
+    """Offer (y, m) to the min-heap of the k largest so far; returns its new size."""
+    if size == k:
+        if y > heap[0]:
+            _sift_down(heap, owner, size, y, m)
+        return size
+    at = size
+    while at > 0 and heap[(at - 1) // 2] > y:
+        heap[at], owner[at] = heap[(at - 1) // 2], owner[(at - 1) // 2]
+        at = (at - 1) // 2
+    heap[at], owner[at] = y, m
+    return size + 1
+
+
 @njit(cache=True, nogil=True)
-def largest_block(Z, bias, allowed, k, first, found, neuron, y_value):
+def largest_block(Z, bias, allowed, everyone, k, first, found, neuron, y_value):
     """The k largest positive pre-activations y = z + b of each sample, among the allowed neurons.
 
     Z: (rows, M) products of the samples first..first+rows. Written for each sample: found (N,), and as
-    many entries of neuron and y_value (N, k). A min-heap holds the best so far; whole chunks below its
-    smallest entry are passed over.
+    many entries of neuron and y_value (N, k). The k-th largest of the maxima of 4 k or more interleaved
+    groups of neurons is a lower bound of the k-th largest of all, so that a second, vectorised look finds
+    little more than the k winners. `everyone`: all neurons are allowed.
     """
     rows, M = Z.shape
+    groups = min(M, max(64, 4 * k))
+    even = M - M % groups
     whole = M - M % _CHUNK
+    best = np.empty(groups, Z.dtype)
+    y_row = np.empty(M, Z.dtype)
     for i in range(rows):
         row, heap, owner = Z[i], y_value[first + i], neuron[first + i]
-        size = 0
+        for m in range(M):
+            y_row[m] = row[m] + bias[m]
         bar = bias[0] * 0
+        if everyone and groups < M:
+            best[:] = 0
+            for begin in range(0, even, groups):
+                group = y_row[begin : begin + groups]
+                for g in range(groups):
+                    best[g] = max(best[g], group[g])
+            size = 0
+            for g in range(groups):
+                if best[g] > 0:
+                    size = _keep_largest(heap, owner, size, k, best[g], 0)
+            if size == k:
+                bar = heap[0]
+        size = 0
         for chunk in range(0, M, _CHUNK):
             end = M
             if chunk < whole:
                 hits = 0
                 for j in range(_CHUNK):
-                    hits += row[chunk + j] + bias[chunk + j] > bar
+                    hits += y_row[chunk + j] >= bar
                 if hits == 0:
                     continue
                 end = chunk + _CHUNK
             for m in range(chunk, end):
-                y = row[m] + bias[m]
-                if y > bar and allowed[m]:
-                    if size < k:
-                        at = size
-                        size += 1
-                        while at > 0 and heap[(at - 1) // 2] > y:
-                            heap[at], owner[at] = heap[(at - 1) // 2], owner[(at - 1) // 2]
-                            at = (at - 1) // 2
-                        heap[at], owner[at] = y, m
-                    else:
-                        _sift_down(heap, owner, size, y, m)
+                y = y_row[m]
+                if y >= bar and y > 0 and allowed[m]:
+                    size = _keep_largest(heap, owner, size, k, y, m)
                     if size == k:
                         bar = heap[0]
         found[first + i] = size
