@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 
 from figures.cells import Cell
 from figures.experiments import mean_and_interval
@@ -88,11 +89,14 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for (start, part), style in zip(group.groupby("biases start at", sort=False), ("--", "-."), strict=False):
             axis.axhline(part["frr_090"].mean(), color=LIGHT, ls=style, label=f"{name}, {start}: told nothing of f")
     axis.set_xscale("log")
+    shown = sorted(swept["p / f"].unique())
+    axis.set_xticks([x for x in shown if x != 1.28], [f"{x:g}" for x in shown if x != 1.28])
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(-0.03, 1.03)
     axis.set_xlabel("target activation frequency p / feature frequency f")
     axis.set_ylabel("share of features recovered\n(cosine > 0.9)")
     seeds = table.groupby(["method", "biases start at", "p / f"], dropna=False)["seed"].nunique()
     count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    axis.set_title(f"{count} seeds per point", fontsize=9, loc="left")
+    axis.set_title("1 seed per point" if count == "1" else f"{count} seeds per point", fontsize=9, loc="left")
     axis.legend(fontsize=8, frameon=False)
     save_figure(figure, path)

@@ -131,7 +131,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axis.plot(values, np.full(len(values), i), "o", color=DARK, ms=3.5, label="one seed" if i == 0 else None)
             axis.plot(PAPER[row][place], i, "D", mfc="white", mec=DARK, ms=7, label="paper" if i == 0 else None)
         axis.set_yticks(range(len(rows)), rows)
-        axis.set_xlim(0, 1.04)
+        axis.set_xlim(-0.02, 1.04)
         axis.set_xlabel(f"share of 128 features recovered, cosine > {tau}")
     axes[0].invert_yaxis()
     axes[1].legend(fontsize=8, frameon=False, loc="lower right")
@@ -146,12 +146,14 @@ def draw_trials(table: pd.DataFrame, path: Path) -> None:
     figure, axis = new_figure(width=7.0, height=3.2)
     for i, row in enumerate(rows):
         values = short.loc[short["row"] == row, "FRR 0.9"].to_numpy(float)
-        axis.plot(values, np.full(len(values), i), "o", color=DARK, ms=5, alpha=0.6)
-        axis.plot(PAPER[row][1], i, "D", mfc="white", mec=DARK, ms=7)
+        first = i == 0
+        axis.plot(values, np.full(len(values), i), "o", color=DARK, ms=5, label="one setting" if first else None)
+        axis.plot(PAPER[row][1], i, "D", mfc="white", mec=DARK, ms=7, label="paper" if first else None)
     axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
     axis.set_xlim(-0.02, 1.04)
-    axis.set_xlabel("FRR at 0.9, mean over seeds: one dot per setting, diamond: paper")
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel("share of 128 features recovered, cosine > 0.9, mean over seeds")
+    axis.legend(fontsize=8, frameon=False, loc="lower left")
     save_figure(figure, path)
 
 
