@@ -26,7 +26,12 @@ def table_text(table: pd.DataFrame) -> str:
             return str(int(value))
         return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1e6 else f"{value:.2g}"
 
-    columns = [[str(name), *(cell(value, name in ("dead", "seeds")) for value in table[name])] for name in table]
+    def shown(name: Any, value: Any) -> str:
+        if name in ("p", "p / f", "cosine >") and isinstance(value, float) and not np.isnan(value):
+            return f"{value:.3g}"
+        return cell(value, name in ("dead", "seeds"))
+
+    columns = [[str(name), *(shown(name, value) for value in table[name])] for name in table]
     text = [list(row) for row in zip(*columns, strict=True)]
     widths = [max(len(row[i]) for row in text) for i in range(len(table.columns))]
     numeric = [i > 0 and not isinstance(table.iloc[0, i], str) for i in range(len(widths))] if len(table) else []
