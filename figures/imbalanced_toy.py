@@ -134,7 +134,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axis.set_xlim(-0.02, 1.04)
         axis.set_xlabel(f"share of 128 features recovered, cosine > {tau}")
     axes[0].invert_yaxis()
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[1].legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.57))
     axes[0].set_title(f"{table['seed'].nunique()} seeds", fontsize=9, loc="left")
     save_figure(figure, path)
 
