@@ -11,54 +11,8 @@ from numba import njit
 
 # Sums may be re-associated (that is what vectorises a dot product); NaN and infinity keep their meaning,
 # since a diverging run has to be seen.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
+FAST = {"reassoc", "contract", "arcp", "nsz"}
 _CHUNK = 16
-
-
-@njit(cache=True, fastmath=_FAST, nogil=True)
-def scan_block(Z, bias, first, adds_bias, base, sample, value, used, start, stop, maxima):
-    """Append the pairs with z + b > 0 of one block of neurons to a pool; returns the slots used so far.
-
-    Z: (rows, N) products w_m . (x - b_pre) of the neurons first..first+rows. sample, value: (capacity,),
-    the pool of this range, which begins at slot `base` of all. The count goes on when the pool is full,
-    so that the caller can see how much room is needed.
-    """
-    rows, N = Z.shape
-    capacity = sample.shape[0]
-    whole = N - N % _CHUNK
-    for i in range(rows):
-        m = first + i
-        # fl(z + b) > 0 and z > -b agree exactly: a floating-point sum has the sign of the true one.
-        threshold = -bias[m]
-        row = Z[i]
-        largest = threshold
-        begin = used
-        for chunk in range(0, whole, _CHUNK):
-            hits = 0
-            for j in range(_CHUNK):
-                hits += row[chunk + j] > threshold
-            if hits:
-                for j in range(chunk, chunk + _CHUNK):
-                    if row[j] > threshold:
-                        if used < capacity:
-                            sample[used] = j
-                            value[used] = row[j]
-                        used += 1
-                        largest = max(largest, row[j])
-        for j in range(whole, N):
-            if row[j] > threshold:
-                if used < capacity:
-                    sample[used] = j
-                    value[used] = row[j]
-                used += 1
-                largest = max(largest, row[j])
-        maxima[m] = largest - threshold
-        if adds_bias:
-            for slot in range(min(begin, capacity), min(used, capacity)):
-                value[slot] += bias[m]
-        start[m] = base + begin
-        stop[m] = base + used
-    return used
 
 
 @njit(cache=True, nogil=True)
@@ -80,7 +34,7 @@ def balance(start, stop, edges):
         piece += 1
 
 
-@njit(cache=True, fastmath=_FAST, nogil=True)
+@njit(cache=True, fastmath=FAST, nogil=True)
 def decode_pairs(low, high, start, stop, sample, value, W, a, out):
     """out[l] = sum over the pairs (m, l), low <= m < high, of a_m phi w_m; out: (N, d)."""
     d = W.shape[1]
@@ -93,7 +47,7 @@ def decode_pairs(low, high, start, stop, sample, value, W, a, out):
                 row[k] += weight * W[m, k]
 
 
-@njit(cache=True, fastmath=_FAST, nogil=True)
+@njit(cache=True, fastmath=FAST, nogil=True)
 def backward_pairs(
     low,
     high,
@@ -286,7 +240,7 @@ def group_by_neuron(found, neuron, y_value, bias, adds_bias, start, stop, sample
             stop[m] = slot + 1
 
 
-@njit(cache=True, fastmath=_FAST, nogil=True)
+@njit(cache=True, fastmath=FAST, nogil=True)
 def adamw_rows(low, high, W, mean, square, gW, touched, moving, rate, beta1, beta2, eps, keep, fix1, fix2, unit):
     """AdamW on the rows low..high of W, in place, then (if `unit`) each moved row scaled to unit norm.
 
@@ -328,3 +282,56 @@ def adamw_rows(low, high, W, mean, square, gW, touched, moving, rate, beta1, bet
             shrink = 1 / np.sqrt(norm)
             for k in range(d):
                 W[m, k] *= shrink
+
+
+@njit(cache=True, fastmath=FAST, nogil=True)
+def gate_block(Z, bias, a, first, adds_bias, counts, maxima):
+    """Turn the products of a whole block of neurons into a_m phi_ml in place; counts and maxima of y too.
+
+    Z: (rows, N) products w_m . (x - b_pre) of the neurons first..first+rows; counts, maxima: (M,).
+    """
+    rows, N = Z.shape
+    zero = Z.dtype.type(0)
+    for i in range(rows):
+        m = first + i
+        threshold = -bias[m]
+        largest = threshold
+        active = 0
+        shift = bias[m] if adds_bias else zero
+        for j in range(N):
+            z = Z[i, j]
+            active += z > threshold
+            largest = max(largest, z)
+            Z[i, j] = a[m] * (z + shift) if z > threshold else zero
+        counts[m] = active
+        maxima[m] = largest - threshold
+
+
+@njit(cache=True, fastmath=FAST, nogil=True)
+def slope_block(Z, U, bias, a, first, adds_bias, scale, penalty, ga, gs, sum_phi):
+    """Of a whole block: Z becomes scale a phi, U (in: w_m . residual_l) becomes scale (a u + penalty) where active.
+
+    Z, U: (rows, N). Written: ga, gs (M,) as in `backward_pairs`, sum_phi (rows,) = scale sum_l phi_ml.
+    """
+    rows, N = Z.shape
+    zero = Z.dtype.type(0)
+    for i in range(rows):
+        m = first + i
+        threshold = -bias[m]
+        shift = bias[m] if adds_bias else zero
+        am, extra = a[m], penalty[m]
+        sum_a = zero
+        sum_s = zero
+        total = zero
+        for j in range(N):
+            active = Z[i, j] > threshold
+            phi = Z[i, j] + shift if active else zero
+            slope = am * U[i, j] + extra if active else zero
+            sum_a += phi * U[i, j]
+            sum_s += slope
+            total += phi
+            Z[i, j] = scale * (am * phi)
+            U[i, j] = scale * slope
+        ga[m] = scale * sum_a
+        gs[m] = scale * sum_s
+        sum_phi[i] = scale * total

@@ -24,7 +24,7 @@ from simulator.activations import ActivationMatrix
 from simulator.adaptation import adapt
 from simulator.checks import whole
 from simulator.config import difference, fingerprint, to_config
-from simulator.engine import EngineName, SparseEngine, make_engine, numba_version
+from simulator.engine import EngineName, make_engine, numba_version
 from simulator.errors import RequestError
 from simulator.methods import BA, GBA, TopK
 from simulator.optimiser import AdamW
@@ -166,7 +166,7 @@ class _Run:
                 self.parameters.b.copy_(torch.from_numpy(quantile_bias(targets, d, rms)))
         self.engine = make_engine(engine, training.method, training.gate, device, threads)
         self.engine_name = self.engine.name
-        team = self.engine.team if isinstance(self.engine, SparseEngine) else None
+        team = getattr(self.engine, "team", None)
         self.optimiser = AdamW(
             self.parameters, training.trained, training.learning_rate, training.weight_decay, training.betas,
             training.eps, training.unit_rows, team,
@@ -352,7 +352,7 @@ def fit(
     every = whole("record_every", every, 1)
     with torch_threads(threads), torch.no_grad():
         run = _Run(source, training, seed, place, engine, threads)
-        if isinstance(run.engine, SparseEngine):
+        if getattr(run.engine, "team", None) is not None:
             torch.set_num_threads(1)  # its team is the parallelism
         identity = {
             "training": to_config(training), "source": to_config(source.config()), "seed": seed,

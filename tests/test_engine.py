@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.engine import SparseEngine, make_engine
+from simulator.engine import make_engine
 from simulator.methods import BA, L1, TopK
 from simulator.sae import Parameters, decode, encode, reference_step
+from simulator.sparse import SparseEngine
 
 METHODS = {
     "threshold": BA(0.1),
