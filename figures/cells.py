@@ -23,6 +23,7 @@ from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, Wor
 from simulator.checks import whole
 from simulator.config import NUMBERS, difference, fingerprint, to_config
 from simulator.storage import load_tensors, save_tensors, write_atomically
+from simulator.train import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ def run_cell(
     threads: int | None = None,
     checkpoint_seconds: float = 20.0,
     progress: Callable[[int, float], None] | None = None,
+    observe: Observer | None = None,
     picture: bool = True,
     patience: float = 0.0,
 ) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def run_cell(
     Args:
         cell: what to compute.
         folder: where; made if needed. Refused if it holds another cell.
-        device, engine, threads, checkpoint_seconds, progress: as in `simulator.fit`.
+        device, engine, threads, checkpoint_seconds, progress, observe: as in `simulator.fit`.
         picture: whether to draw report.png.
         patience: seconds to wait for another process that holds the folder.
 
@@ -178,6 +180,7 @@ def run_cell(
         outcome = fit(
             source, cell.training, cell.seed, device=device, engine=engine, threads=threads,
             checkpoint=folder / CHECKPOINT, checkpoint_seconds=checkpoint_seconds, progress=progress,
+            observe=observe,
         )  # fmt: skip
         metrics, rows, tables = judge(cell, outcome, source)
         result = {

@@ -1,4 +1,4 @@
-"""The command line: `sae-recovery verify`, `sae-recovery check`.
+"""The command line: `sae-recovery verify`, `check`, `bench`, `heat-map`.
 
 Every impossible request ends with one line on standard error and exit code 2; an interrupt with 130.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from figures.options import COMMANDS, Check, Verify
+from figures.options import COMMANDS, Bench, Check, HeatMap, Verify
 from simulator.errors import RequestError
 
 PRESETS = ("first-recovery", "thousand-features", "imbalanced-toy", "imbalanced-toy-trials")
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except KeyboardInterrupt:
-        again = "; the same command continues where this one stopped" if "verify" in arguments[:1] else ""
+        again = (
+            "; the same command continues where this one stopped" if arguments[:1] in (["verify"], ["heat-map"]) else ""
+        )
         _complain(f"interrupted{again}")
         code = 130
     except MemoryError:
@@ -65,6 +67,10 @@ def _run(arguments: list[str]) -> int:
         from figures.check import check_files
 
         result, text = check_files(options)
+    elif isinstance(options, Bench):
+        result, text = _bench(options)
+    elif isinstance(options, HeatMap):
+        result, text = _heat_map(options)
     elif options.preset is not None:
         result, text = _preset(options)
     else:
@@ -198,6 +204,43 @@ def _preset(options: Verify) -> tuple[dict[str, Any], str]:
     tables = f"{table_text(short)}\n\n{table_text(beside)}"
     text = f"{experiment.title}\n\n{tables}\n\nEvery cell, the table and the picture: {folder}"
     return result, text
+
+
+def _bench(options: Bench) -> tuple[dict[str, Any], str]:
+    from figures.bench import run_bench
+    from figures.cells import plain
+    from figures.report import table_text
+
+    def progress(what: str) -> None:
+        if not options.json:
+            print(f"measuring {what}", file=sys.stderr)
+
+    tables = run_bench(options.out, options.size, options.rounds, options.peer_python, progress)
+    result = plain({name: table.to_dict("records") for name, table in tables.items()})
+    text = "\n\n".join(table_text(table) for table in tables.values())
+    return result, f"{text}\n\nTables and pictures: {options.out}"
+
+
+def _heat_map(options: HeatMap) -> tuple[dict[str, Any], str]:
+    from figures.cells import plain
+    from figures.heat_map import run_heat_map
+    from figures.report import table_text
+
+    folder = options.out or Path("runs") / f"heat-map-{options.size}"
+    if options.threads is not None and options.threads < 1:
+        raise RequestError(f"threads = {options.threads} must be a whole number of at least 1")
+    with _bar(0, "step", options.quiet or options.json) as advance:
+        bar: Callable[..., None] = advance
+
+        def progress(done: int, total: int, step: int, loss: float) -> None:
+            bar(step, f"cell {done + 1} of {total}, loss {loss:.4f}")
+
+        table = run_heat_map(
+            folder, d=options.d, p=options.p, size=options.size, seed=options.seed, threads=options.threads,
+            progress=progress,
+        )  # fmt: skip
+    shown = table[["d", "p", "seed", "frr_080", "frr_090", "frr_090_untrained", "paper", "seconds"]]
+    return plain({"cells": table.to_dict("records")}), f"{table_text(shown)}\n\nEvery cell and the map: {folder}"
 
 
 def load_preset(name: str) -> Any:

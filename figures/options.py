@@ -260,4 +260,43 @@ class Check:
     """Print one JSON object on standard output instead of the table."""
 
 
-COMMANDS = {"verify": Verify, "check": Check}
+@dataclass(frozen=True)
+class Bench:
+    """Time a training step: beside a dense autograd step, the encoder product alone, and other libraries."""
+
+    size: Literal["table", "corners", "growth", "all", "tiny"] = "table"
+    """What is timed: five shapes with all competitors; corners where a dense step could be faster; growth with every
+    size; all three; or one small shape."""
+    rounds: int = 7
+    """Interleaved rounds behind every median."""
+    peer_python: Path | None = None
+    """Python of an environment with sae-lens, scikit-learn or spams: they are timed too, at widths up to 2,048."""
+    out: Path = Path("runs/bench")
+    """Folder for the CSV files and the pictures."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the tables."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Recovery over the plane of d and p at the paper's full size (n = 65,536, M = 262,144), cell by cell."""
+
+    d: tuple[float, ...] = ()
+    """Dimensions, of 48.5, 58.4, 70.2, 84.4, 101.6, 122.2, 147, 176.9, 212.8. Default: all."""
+    p: tuple[float, ...] = ()
+    """Target frequencies, of 3.2e-5, 4.4e-5, 6e-5, 8.2e-5, 1.11e-4, 1.51e-4, 2.06e-4, 2.8e-4, 3.81e-4. Default: all."""
+    size: Literal["full", "eighth", "tiny"] = "full"
+    """The paper's size; an eighth of n, M and the batch at the same p / f; or a few seconds to try the command."""
+    seed: int = 0
+    """Seed of world and training."""
+    threads: int | None = None
+    """Threads of a cell. Default: as many as torch uses."""
+    out: Path | None = None
+    """Folder with the finished cells; the same command continues there."""
+    quiet: bool = False
+    """No progress bar."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the table."""
+
+
+COMMANDS = {"verify": Verify, "check": Check, "bench": Bench, "heat-map": HeatMap}

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from simulator.errors import RequestError
 from simulator.methods import L1, Method, TopK
+from simulator.pairs import PairsEngine, pairs_pay
 from simulator.sae import Activation, Parameters, Step, active_mask, auxiliary_mask, reference_step
 
-EngineName = Literal["auto", "sparse", "torch", "reference"]
+EngineName = Literal["auto", "sparse", "pairs", "torch", "reference"]
 
 
 class Engine(Protocol):
@@ -120,10 +121,23 @@ def numba_version() -> str | None:
     return importlib.metadata.version("numba") if numba_available() else None
 
 
-def make_engine(name: EngineName, method: Method, activation: Activation, device: torch.device, threads: int) -> Engine:
+def make_engine(
+    name: EngineName,
+    method: Method,
+    activation: Activation,
+    device: torch.device,
+    threads: int,
+    neurons: int = 0,
+    batch: int = 0,
+) -> Engine:
     """The engine of that name; "auto" takes the sparse one on a CPU with numba, else torch."""
     if name == "auto":
-        name = "sparse" if device.type == "cpu" and numba_available() else "torch"
+        # Selecting k of M has a price for every neuron; with k above M / 8 the dense step is faster.
+        many = isinstance(method, TopK) and method.k * 8 > neurons >= method.k + 1
+        if device.type == "cpu":
+            name = "sparse" if numba_available() and not many else "torch"
+        else:
+            name = "pairs" if pairs_pay(method, neurons, batch) else "torch"
     if name == "sparse":
         if device.type != "cpu":
             raise RequestError(f"engine sparse runs on the CPU, not on {device.type}; take torch or auto")
@@ -132,8 +146,12 @@ def make_engine(name: EngineName, method: Method, activation: Activation, device
         from simulator.sparse import SparseEngine
 
         return SparseEngine(method, activation, threads)
+    if name == "pairs":
+        if isinstance(method, TopK):
+            raise RequestError("engine pairs has no TopK; take torch or auto")
+        return PairsEngine(method, activation)
     if name == "torch":
         return TorchEngine(method, activation)
     if name == "reference":
         return ReferenceEngine(method, activation)
-    raise RequestError(f"unknown engine {name!r}; there are auto, sparse, torch and reference")
+    raise RequestError(f"unknown engine {name!r}; there are auto, sparse, pairs, torch and reference")

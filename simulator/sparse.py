@@ -39,7 +39,7 @@ class SparseEngine:
         method: Method,
         activation: Activation,
         threads: int = 1,
-        block_entries: int = 1 << 17,
+        block_entries: int = 1 << 18,
         bf16: bool | None = None,
     ) -> None:
         """

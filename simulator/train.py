@@ -164,7 +164,7 @@ class _Run:
             if training.start_bias == "quantile":
                 rms = None if lengths is None else float(lengths.square().mean().sqrt())
                 self.parameters.b.copy_(torch.from_numpy(quantile_bias(targets, d, rms)))
-        self.engine = make_engine(engine, training.method, training.gate, device, threads)
+        self.engine = make_engine(engine, training.method, training.gate, device, threads, M, training.batch)
         self.engine_name = self.engine.name
         team = getattr(self.engine, "team", None)
         self.optimiser = AdamW(

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.engine import make_engine
+from simulator.errors import RequestError
 from simulator.methods import BA, L1, TopK
-from simulator.sae import Parameters, decode, encode, reference_step
+from simulator.pairs import PairsEngine
+from simulator.sae import Parameters, Step, decode, encode, reference_step
 from simulator.sparse import SparseEngine
 
 METHODS = {
@@ -47,7 +49,7 @@ def assert_equal_steps(ours, theirs, tolerance):
     torch.testing.assert_close(ours.maxima, theirs.maxima, rtol=0, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("name", ["sparse", "torch"])
+@pytest.mark.parametrize("name", ["sparse", "torch", "pairs"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("activation", ["jumprelu", "relu"])
 @settings(deadline=None, max_examples=12)
@@ -63,6 +65,10 @@ def assert_equal_steps(ours, theirs, tolerance):
 def test_equals_the_reference(name, method, activation, M, d, N, seed, bias, unit, shifted):
     parameters, X = network(M, d, N, seed, bias, unit, shifted)
     chosen = METHODS[method]
+    if name == "pairs" and isinstance(chosen, TopK):
+        with pytest.raises(RequestError, match="no TopK"):
+            make_engine(name, chosen, activation, CPU, threads=1)
+        return
     if isinstance(chosen, TopK):
         chosen = TopK(min(chosen.k, M), chosen.auxiliary_k)
     dead = torch.from_numpy(np.random.default_rng(seed).random(M) < 0.4)
@@ -132,3 +138,31 @@ def test_encode_and_decode_agree_with_the_step(activation, k):
     residual = decode(codes, W, a, b_pre) - X.numpy()
     assert (residual**2).sum() / 80 == pytest.approx(step.loss, rel=1e-12)
     np.testing.assert_array_equal((codes > 0).sum(axis=0), step.counts)
+
+
+@pytest.mark.parametrize("entries", [1, 64, 1 << 20])
+def test_pairs_engine_in_blocks(entries):
+    parameters, X = network(70, 8, 40, seed=2, bias=-0.4)
+    expected = reference_step(parameters, X, BA(0.1), "jumprelu")
+    assert_equal_steps(PairsEngine(BA(0.1), "jumprelu", entries).step(parameters, X), expected, 1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("name", ["pairs", "torch"])
+@pytest.mark.parametrize("method", ["threshold", "l1"])
+def test_on_a_gpu(name, method):
+    parameters, X = network(700, 24, 130, seed=5, bias=-0.3)
+    expected = reference_step(parameters, X, METHODS[method], "jumprelu")
+    there = Parameters(*(v.cuda() for v in parameters.tensors().values()))
+    step = make_engine(name, METHODS[method], "jumprelu", torch.device("cuda"), 1).step(there, X.cuda())
+    home = Parameters(*(v.cpu() for v in step.gradients.tensors().values()))
+    assert_equal_steps(Step(step.loss, home, step.counts.cpu(), step.maxima.cpu()), expected, 1e-12)
+
+
+def test_auto_takes_what_is_faster():
+    dense = make_engine("auto", TopK(40), "relu", CPU, 1, neurons=128)
+    assert [dense.name, make_engine("auto", TopK(4), "relu", CPU, 1, neurons=128).name] == ["torch", "sparse"]
+    assert make_engine("auto", BA(0.4), "jumprelu", CPU, 1, neurons=128).name == "sparse"
+    gpu = torch.device("cuda")
+    assert make_engine("auto", BA(1e-4), "jumprelu", gpu, 1, neurons=1 << 18, batch=512).name == "pairs"
+    assert make_engine("auto", BA(0.1), "jumprelu", gpu, 1, neurons=1 << 18, batch=512).name == "torch"
