@@ -6,24 +6,34 @@ process killed at any moment leaves either the old file or the new one.
 
 import json
 import os
+import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from simulator.errors import RequestError
 
 _HEADER = "sae-recovery"
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write `content` (or what it writes when called with the file) to `path` so that a reader sees the old file or the new one, never a part."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -34,7 +44,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes files that only their owner can read; results are ordinary files.
@@ -57,7 +70,33 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor | np.ndarray], header:
         header: anything JSON can hold.
     """
     ready = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(ready, metadata={_HEADER: json.dumps(header)}))
+    write_atomically(path, lambda stream: _write_safetensors(stream, ready, {_HEADER: json.dumps(header)}))
+
+
+def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """The safetensors format, tensor by tensor: the library's own writer first copies all of them.
+
+    Format: length of the header (8 bytes, little endian), header in JSON padded with blanks to a multiple of 8,
+    then the numbers; wide types first, so that every tensor is aligned.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _TYPES:
+            raise RequestError(f"cannot store {name}: type {tensor.dtype} is not one of {', '.join(_TYPES.values())}")
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]
+        }  # fmt: skip
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)))
+    stream.write(text)
+    for name in names:
+        stream.write(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -129,6 +129,15 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def start_directions(seed: int, M: int, d: int, dtype: str) -> np.ndarray:
+    """W before training: rows uniform on the sphere, (M, d), from the stream "initialisation" of the seed."""
+    draw, W = stream(seed, "initialisation"), np.empty((M, d), dtype)
+    for first in range(0, M, 4096):  # float64 numbers of a few rows at a time
+        rows = draw.standard_normal((min(4096, M - first), d))
+        W[first : first + 4096] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return W
+
+
 class _Run:
     """The state of a run between two steps: all of it, so that it can be saved and continued."""
 
@@ -145,13 +154,11 @@ class _Run:
         self.threads = threads
         dtype = getattr(torch, training.dtype)
         M, d = training.neurons, source.d
-        directions = stream(seed, "initialisation").standard_normal((M, d))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        self.W_start = directions.astype(training.dtype)
+        self.seed = seed
         like = {"dtype": dtype, "device": device}
         targets = training.targets()
         self.parameters = Parameters(
-            torch.from_numpy(self.W_start.copy()).to(device),
+            torch.from_numpy(start_directions(seed, M, d, training.dtype)).to(device),
             torch.full((M,), training.start_scale, **like),
             torch.zeros(M, **like),
             torch.zeros(d, **like),
@@ -285,9 +292,10 @@ class _Run:
     def fit(self, status: Literal["finished", "diverged"]) -> Fit:
         names = list(self.records[0]) if self.records else ["step", "loss", "mean_l0", "dead"]
         history = {name: np.array([row[name] for row in self.records]) for name in names}
-        arrays = {name: value.cpu().numpy().copy() for name, value in self.parameters.tensors().items()}
+        arrays = {name: value.cpu().numpy() for name, value in self.parameters.tensors().items()}
+        start = start_directions(self.seed, self.training.neurons, self.source.d, self.training.dtype)
         return Fit(
-            **arrays, W_start=self.W_start, history=history, status=status, steps=self.t,
+            **arrays, W_start=start, history=history, status=status, steps=self.t,
             seconds=self.seconds, training=self.training, targets=self.training.targets(),
             engine=self.engine_name, device=self.device.type, threads=self.threads,
         )  # fmt: skip

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from simulator.coefficients import HalfNormal
 from simulator.config import fingerprint, to_config
@@ -94,3 +95,25 @@ def test_a_configuration_is_finite(value):
 def test_other_values_are_refused(value):
     with pytest.raises(TypeError):
         to_config(value)
+
+
+def test_the_safetensors_library_reads_what_we_stream(tmp_path):
+    from safetensors.torch import load_file
+
+    from simulator.storage import load_tensors, save_tensors
+
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+    tensors = {str(kind): torch.arange(7).to(kind).reshape(7, 1) for kind in kinds}
+    tensors |= {"flags": torch.tensor([True, False, True]), "none": torch.zeros(0, 3), "one": torch.tensor(2.5)}
+    tensors["transposed"] = torch.arange(6.0).reshape(2, 3).T
+    save_tensors(tmp_path / "file", tensors, {"step": 3})
+    ours, header = load_tensors(tmp_path / "file")
+    assert header == {"step": 3}
+    for read in (ours, load_file(tmp_path / "file")):
+        assert set(read) == set(tensors)
+        for name, value in tensors.items():
+            assert read[name].dtype == value.dtype
+            assert torch.equal(read[name], value)
+    with pytest.raises(RequestError, match="complex"):
+        save_tensors(tmp_path / "other", {"z": torch.zeros(2, dtype=torch.complex64)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
