@@ -95,8 +95,9 @@ def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata
     text += b" " * (-len(text) % 8)
     stream.write(struct.pack("<Q", len(text)))
     stream.write(text)
+    stream.flush()
     for name in names:
-        stream.write(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+        tensors[name].reshape(-1).view(torch.uint8).numpy().tofile(stream)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
