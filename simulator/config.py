@@ -11,7 +11,7 @@ import numpy as np
 
 from simulator.errors import RequestError
 
-NUMBERS = 1
+NUMBERS = 2
 """Raised whenever the code changes what a configuration computes, so that stored results are not taken for new."""
 
 

@@ -33,7 +33,12 @@ _TYPES = {
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write `content` (or what it writes when called with the file) to `path` so that a reader sees the old file or the new one, never a part."""
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Args:
+        path: the file; its folder is made.
+        content: the bytes, or a function that writes them to the open file.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
