@@ -165,40 +165,43 @@ def _keep_largest(heap, owner, size, k, y, m):
 
 
 @njit(cache=True, nogil=True)
-def largest_block(Z, bias, allowed, everyone, k, first, found, neuron, y_value):
-    """The k largest positive pre-activations y = z + b of each sample, among the allowed neurons.
+def largest_block(Z, bias, allowed, everyone, k, first, base, found, neuron, y_value):
+    """Offer the positive pre-activations y = z + b of one block to the k largest of each sample.
 
-    Z: (rows, M) products of the samples first..first+rows. Written for each sample: found (N,), and as
-    many entries of neuron and y_value (N, k). The k-th largest of the maxima of 4 k or more interleaved
-    groups of neurons is a lower bound of the k-th largest of all, so that a second, vectorised look finds
-    little more than the k winners. `everyone`: all neurons are allowed.
+    Z: (rows, C) products of the samples first..first+rows with the neurons base..base+C; blocks of a sample come
+    in ascending order of neurons, base = 0 first. Kept for each sample: found (N,), and as many entries of neuron
+    and y_value (N, k), a min-heap. In a sample's first block, the k-th largest of the maxima of 4 k or more
+    interleaved groups of neurons is a lower bound of the k-th largest of all, so that a second, vectorised look
+    finds little more than the k winners; in later blocks the heap's root is. `everyone`: all neurons are allowed.
     """
-    rows, M = Z.shape
-    groups = min(M, max(64, 4 * k))
-    even = M - M % groups
-    whole = M - M % _CHUNK
+    rows, C = Z.shape
+    groups = min(C, max(64, 4 * k))
+    even = C - C % groups
+    whole = C - C % _CHUNK
     best = np.empty(groups, Z.dtype)
-    y_row = np.empty(M, Z.dtype)
+    y_row = np.empty(C, Z.dtype)
     for i in range(rows):
         row, heap, owner = Z[i], y_value[first + i], neuron[first + i]
-        for m in range(M):
-            y_row[m] = row[m] + bias[m]
+        for m in range(C):
+            y_row[m] = row[m] + bias[base + m]
         bar = bias[0] * 0
-        if everyone and groups < M:
+        size = 0 if base == 0 else found[first + i]
+        if size == k:
+            bar = heap[0]
+        elif size == 0 and everyone and groups < C:
             best[:] = 0
             for begin in range(0, even, groups):
                 group = y_row[begin : begin + groups]
                 for g in range(groups):
                     best[g] = max(best[g], group[g])
-            size = 0
             for g in range(groups):
                 if best[g] > 0:
                     size = _keep_largest(heap, owner, size, k, best[g], 0)
             if size == k:
                 bar = heap[0]
-        size = 0
-        for chunk in range(0, M, _CHUNK):
-            end = M
+            size = 0
+        for chunk in range(0, C, _CHUNK):
+            end = C
             if chunk < whole:
                 hits = 0
                 for j in range(_CHUNK):
@@ -208,10 +211,12 @@ def largest_block(Z, bias, allowed, everyone, k, first, found, neuron, y_value):
                 end = chunk + _CHUNK
             for m in range(chunk, end):
                 y = y_row[m]
-                if y >= bar and y > 0 and allowed[m]:
-                    size = _keep_largest(heap, owner, size, k, y, m)
+                if y >= bar and y > 0 and allowed[base + m]:
+                    size = _keep_largest(heap, owner, size, k, y, base + m)
                     if size == k:
                         bar = heap[0]
+            if end == C:
+                break
         found[first + i] = size
 
 

@@ -104,7 +104,7 @@ class SparseEngine:
         self.crowded = [[False] * len(blocks) for blocks in self.ranges]
         """Blocks where the last bf16 screen let too much through to be worth its while."""
         topk = isinstance(self.method, TopK) and self.method.k < M
-        entries = max(self.block_entries, N, M if topk else 0)
+        entries = max(self.block_entries, N)
         self.blocks = zeros(parts, entries)
         if not topk:
             self.others = zeros(parts, entries)
@@ -189,18 +189,21 @@ class SparseEngine:
         (M, N), transposed, bias, among = (W.shape[0], centred.shape[0]), W.T, b.numpy(), allowed.numpy()
         neuron, y = torch.empty(N, k, dtype=torch.int32).numpy(), torch.empty(N, k, dtype=W.dtype).numpy()
         found = torch.empty(N, dtype=torch.int64).numpy()
-        if self.blocks.shape[1] < M:
-            self.blocks = torch.zeros(self.team.size, M, dtype=W.dtype)
-        most = self.blocks.shape[1] // M
+        # Whole rows where 64 of them fit; else the neurons in chunks too, so that W is read once for 64 samples.
+        entries = self.blocks.shape[1]
+        most = max(min(64, N), entries // M)
+        width = min(M, max(1, entries // most))
         everyone = allowed is self.all_neurons
 
         def largest(part: int) -> None:
             low, high = self.team.share(part, N)
             for first in range(low, high, most):
                 rows = min(most, high - first)
-                Z = self.blocks[part, : rows * M].view(rows, M)
-                torch.mm(centred[first : first + rows], transposed, out=Z)
-                kernels.largest_block(Z.numpy(), bias, among, everyone, k, first, found, neuron, y)
+                for base in range(0, M, width):
+                    columns = min(width, M - base)
+                    Z = self.blocks[part, : rows * columns].view(rows, columns)
+                    torch.mm(centred[first : first + rows], transposed[:, base : base + columns], out=Z)
+                    kernels.largest_block(Z.numpy(), bias, among, everyone, k, first, base, found, neuron, y)
 
         self.team.run(largest)
         if N * k > self.sample.numel():

@@ -166,3 +166,13 @@ def test_auto_takes_what_is_faster():
     gpu = torch.device("cuda")
     assert make_engine("auto", BA(1e-4), "jumprelu", gpu, 1, neurons=1 << 18, batch=512).name == "pairs"
     assert make_engine("auto", BA(0.1), "jumprelu", gpu, 1, neurons=1 << 18, batch=512).name == "torch"
+
+
+@pytest.mark.parametrize("entries", [1, 130, 64 * 50, 1 << 18])
+@pytest.mark.parametrize("method", [TopK(1), TopK(7), TopK(7, auxiliary_k=5)])
+def test_topk_in_chunks_of_neurons(entries, method):
+    parameters, X = network(300, 12, 130, seed=8, bias=-0.1)
+    dead = torch.arange(300) % 3 == 0
+    expected = reference_step(parameters, X, method, "relu", dead)
+    engine = SparseEngine(method, "relu", 2, block_entries=entries)
+    assert_equal_steps(engine.step(parameters, X, dead), expected, 1e-12)
