@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,9 +81,11 @@ class Worker:
             command = [sys.executable, "-m", "figures.bench_worker"]
         else:
             command = [str(python), str(Path(__file__).with_name("bench_worker.py"))]
+        # A file, not a pipe: nobody reads along, and a full pipe would stop the worker.
+        self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [*command, name, json.dumps(asdict(shape))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment,
         )  # fmt: skip
 
     def ready(self) -> bool:
@@ -92,8 +95,9 @@ class Worker:
 
     def trouble(self) -> str:
         """The last line that it wrote before it ended."""
-        assert self.process.stderr is not None
-        lines = self.process.stderr.read().strip().splitlines()
+        self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines()
         return lines[-1] if lines else "it ended without a word"
 
     def run(self, repetitions: int) -> dict[str, Any]:
@@ -111,6 +115,7 @@ class Worker:
         """End the process."""
         self.process.kill()
         self.process.communicate()
+        self.errors.close()
 
 
 @contextlib.contextmanager

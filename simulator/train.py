@@ -28,10 +28,9 @@ from simulator.engine import EngineName, make_engine, numba_version
 from simulator.errors import RequestError
 from simulator.methods import BA, GBA, TopK
 from simulator.optimiser import AdamW
-from simulator.rng import stream
 from simulator.sae import Parameters
 from simulator.storage import load_tensors, save_tensors
-from simulator.training import Training, normalise_rows, prepare, quantile_bias
+from simulator.training import Training, normalise_rows, prepare, quantile_bias, start_directions
 
 logger = logging.getLogger(__name__)
 
@@ -127,15 +126,6 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def start_directions(seed: int, M: int, d: int, dtype: str) -> np.ndarray:
-    """W before training: rows uniform on the sphere, (M, d), from the stream "initialisation" of the seed."""
-    draw, W = stream(seed, "initialisation"), np.empty((M, d), dtype)
-    for first in range(0, M, 4096):  # float64 numbers of a few rows at a time
-        rows = draw.standard_normal((min(4096, M - first), d))
-        W[first : first + 4096] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return W
 
 
 class _Run:

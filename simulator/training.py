@@ -12,6 +12,7 @@ from simulator.adaptation import group_bounds
 from simulator.checks import real, whole
 from simulator.errors import RequestError
 from simulator.methods import BA, GBA, L1, Method, TopK
+from simulator.rng import stream
 from simulator.sae import Activation
 
 
@@ -109,6 +110,15 @@ class Training:
             return None
         sizes = [stop - start for start, stop in self.group_bounds()]
         return np.repeat(self.method.target_frequencies(), sizes)
+
+
+def start_directions(seed: int, M: int, d: int, dtype: str) -> np.ndarray:
+    """W before training: rows uniform on the sphere, (M, d), from the stream "initialisation" of the seed."""
+    draw, W = stream(seed, "initialisation"), np.empty((M, d), dtype)
+    for first in range(0, M, 4096):  # float64 numbers of a few rows at a time
+        rows = draw.standard_normal((min(4096, M - first), d))
+        W[first : first + 4096] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return W
 
 
 def quantile_bias(p: np.ndarray, d: int, rms: float | None) -> np.ndarray:
