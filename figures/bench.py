@@ -82,7 +82,7 @@ class Worker:
         else:
             command = [str(python), str(Path(__file__).with_name("bench_worker.py"))]
         # A file, not a pipe: nobody reads along, and a full pipe would stop the worker.
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by stop)
         self.process = subprocess.Popen(
             [*command, name, json.dumps(asdict(shape))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment,

@@ -38,8 +38,10 @@ PAPER = np.array(
         [0.00, 0.00, 0.00, 0.00, 0.00, 0.01, 0.06, 0.12, 0.14],
     ]
 )
-COLUMNS = ("d", "p", "seed", "frr_080", "frr_090", "frr_080_untrained", "frr_090_untrained", "paper", "mean_l0",
-           "steps", "batch", "status", "seconds", "threads", "cell", "version")  # fmt: skip
+COLUMNS = (
+    "d", "p", "seed", "frr_080", "frr_090", "frr_080_untrained", "frr_090_untrained", "paper", "mean_l0", "status",
+    "steps", "batch", "buffer", "learning_rate", "decay", "seconds", "threads", "numbers", "version", "cell",
+)  # fmt: skip
 WATCHED = 256
 """Features whose recovery is written down while a cell trains."""
 
@@ -149,13 +151,13 @@ def run_heat_map(
                 cell, place, device="cpu", threads=threads, checkpoint_seconds=120, picture=False,
                 observe=watcher(cell), progress=step,
             )  # fmt: skip
-        table = collect(folder, size)
+        table = collect(folder)
     write_csv(folder / "heat-map.csv", table)
     draw(table, folder / "heat-map.png")
     return table
 
 
-def collect(folder: Path, size: str) -> pd.DataFrame:
+def collect(folder: Path) -> pd.DataFrame:
     """One row per finished cell of a store, in the order of the map."""
     rows: list[dict[str, Any]] = []
     for place in sorted((folder / "cells").glob("*/result.json")):
@@ -163,13 +165,14 @@ def collect(folder: Path, size: str) -> pd.DataFrame:
         method, world = result["config"]["training"]["method"], result["config"]["data"]
         p = method["p"] * world["n"] / SIZES["full"].n
         i, j = nearest([p], P, "p")[0], int(np.argmin([abs(round(x) - world["d"]) for x in D]))
+        training = result["config"]["training"]
+        own = {name: training[name] for name in ("batch", "learning_rate", "decay")}
         rows.append(
             {name: result.get(name) for name in COLUMNS}
-            | {
-                "d": D[j], "p": P[i], "seed": result["config"]["seed"], "paper": PAPER[i, j],
-                "batch": SIZES[size].batch, "cell": place.parent.name, "version": result["versions"]["sae-recovery"],
-            }
-        )  # fmt: skip
+            | {"d": D[j], "p": P[i], "paper": PAPER[i, j], "buffer": method["buffer"], "cell": place.parent.name}
+            | {"seed": result["config"]["seed"], "numbers": result["config"]["numbers"], **own}
+            | {"version": result["versions"]["sae-recovery"]}
+        )
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["p", "d", "seed"], ignore_index=True)
 
 
