@@ -192,3 +192,53 @@ def test_a_crowded_screen_gives_way():
     assert engine.crowded == [[True]]
     assert engine.dense == [[True]]
     torch.testing.assert_close(step.counts, reference_step(parameters, X, BA(0.1), "jumprelu").counts)
+
+
+def candidates(W, X, thresholds):
+    """Pairs (neuron * N + sample) that the bf16 screen lists at these thresholds (one per neuron)."""
+    rows, d = W.shape
+    rounded, norm, lost = np.empty((rows, d), np.int16), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    screening.round_rows(W.numpy(), np.empty(d, np.float32), rounded, norm, lost)
+    batch, cut, listed = Batch(X, True), np.empty(rows, np.float32), np.empty(rows * len(X) + 64, np.int32)
+    screening.cuts(0, -thresholds, norm, lost, batch.missed, batch.length, d, 2.0**-23, cut)
+    Z = torch.empty(rows, len(X), dtype=torch.bfloat16)
+    torch.mm(torch.from_numpy(rounded).view(torch.bfloat16), batch.product.T, out=Z)
+    return set(listed[: screening.list_bf16(Z.view(torch.int16).numpy(), cut, listed.size, listed)].tolist())
+
+
+def test_all_of_the_error_in_the_weights():
+    # x is exact in bf16; entries of w lie just below a midpoint and are rounded down, w = c x: w~.x = 255/256 + 2^-12,
+    # delivered as 255/256, while w.x lies above 1, a bf16 number. Only |w - w~| |x| covers the gap.
+    x, w = torch.full((1, 65), 255 / 256 / 8), torch.full((1, 65), (1 + 2.0**-8 * (1 - 2.0**-12)) / 8)
+    x[0, 64] = w[0, 64] = 2.0**-6
+    exact = float((w.double() * x.double()).sum())
+    assert float((w.bfloat16().double() * x.double()).sum()) < 0.9965 < 1.0001 < exact
+    assert candidates(w, x, np.array([1.0001], np.float32)) == {0}
+
+
+def test_the_product_rounded_down_when_it_is_delivered():
+    # w, x exact in bf16, z = 1 + 0.15 of a step: delivered as 1, which the cut has to admit.
+    w, x = torch.ones(1, 2), torch.tensor([[1.0, 2.0**-10]])
+    assert candidates(w, x, np.array([1 + 2.0**-11], np.float32)) == {0}
+    # And a threshold clearly above is not met: the screen does reject.
+    assert candidates(w, x, np.array([1.05], np.float32)) == set()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("d", [3, 100, 700])
+def test_a_threshold_just_below_the_value_of_a_pair(bf16, d):
+    # One unit in the last place below the recheck's own value: the pair is active whatever the product's sum says.
+    rng = np.random.default_rng(d)
+    W, X = (torch.nn.functional.normalize(adversarial("normal", k, d, rng)) for k in (400, 60))
+    network = [W, torch.ones(400), torch.full((400,), 9.0), torch.zeros(d)]
+    engine = SparseEngine(BA(0.1), "jumprelu", bf16=bf16)
+    z = np.empty((400, 60), np.float32)
+    everything = np.arange(400 * 60, dtype=np.int32)
+    starts, stops, maxima = np.zeros(400, np.int64), np.zeros(400, np.int64), np.zeros(400, np.float32)
+    screening.recheck(
+        everything, everything.size, everything.size, 0, 400, 60, W.numpy(), X.numpy(), network[2].numpy(), False, 0,
+        np.zeros(400 * 60, np.int32), z.reshape(-1), 0, starts, stops, maxima,
+    )  # fmt: skip
+    largest = z.max(axis=1)
+    network[2] = torch.from_numpy(-np.nextafter(largest, np.float32(-np.inf)))
+    assert engine.step(Parameters(*network), X).counts.min() >= 1
