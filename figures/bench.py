@@ -63,8 +63,8 @@ TINY = (Shape(64, 16, 256, 1e-2, threads=1),)
 # Where a dense step could be the faster one: small networks, few samples, high frequencies.
 CORNERS = tuple(
     Shape(batch, d, M, p, threads=1)
-    for batch, d, M in ((32, 8, 64), (512, 64, 256), (512, 64, 4096), (256, 512, 2048), (2048, 16, 4096))
-    for p in (0.01, 0.05, 0.1, 0.2, 0.499)
+    for batch, d, M in ((32, 8, 64), (512, 64, 1024), (1024, 16, 4096))
+    for p in (0.02, 0.1, 0.3, 0.499)
 )
 GROWTH = Shape(512, 64, 16_384, 1e-3, threads=1)
 

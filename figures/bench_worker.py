@@ -52,7 +52,7 @@ def ours(name: str, shape: Shape) -> Step:
         engine: Any = SparseEngine(method, gate, threads, bf16=None if engine_name == "sparse" else False)
     else:
         torch.set_num_threads(threads)
-        engine = make_engine(engine_name, method, gate, torch.device("cpu"), threads, M)  # type: ignore[arg-type]
+        engine = make_engine(engine_name, method, gate, torch.device("cpu"), threads, M, len(X))  # type: ignore[arg-type]
     if not whole:
         return lambda: engine.step(parameters, X)
     trained = ("W", "a", "b_pre", "b") if relu else ("W", "a", "b_pre")

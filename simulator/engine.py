@@ -132,8 +132,12 @@ def make_engine(
 ) -> Engine:
     """The engine of that name; "auto" takes the sparse one on a CPU with numba, else torch."""
     if name == "auto":
-        # Selecting k of M has a price for every neuron; with k above M / 8 the dense step is faster.
-        many = isinstance(method, TopK) and method.k * 8 > neurons >= method.k + 1
+        # Selecting k of M has a price for every neuron: with k above M / 8 the dense step is faster. So it is where
+        # a step is so small that the calls themselves cost more than the sums.
+        if isinstance(method, TopK):
+            many = method.k * 8 > neurons > method.k
+        else:
+            many = 0 < neurons * batch <= 2048
         if device.type == "cpu":
             name = "sparse" if numba_available() and not many else "torch"
         else:

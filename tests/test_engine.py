@@ -163,6 +163,7 @@ def test_auto_takes_what_is_faster():
     dense = make_engine("auto", TopK(40), "relu", CPU, 1, neurons=128)
     assert [dense.name, make_engine("auto", TopK(4), "relu", CPU, 1, neurons=128).name] == ["torch", "sparse"]
     assert make_engine("auto", BA(0.4), "jumprelu", CPU, 1, neurons=128).name == "sparse"
+    assert make_engine("auto", BA(0.4), "jumprelu", CPU, 1, neurons=64, batch=32).name == "torch"
     gpu = torch.device("cuda")
     assert make_engine("auto", BA(1e-4), "jumprelu", gpu, 1, neurons=1 << 18, batch=512).name == "pairs"
     assert make_engine("auto", BA(0.1), "jumprelu", gpu, 1, neurons=1 << 18, batch=512).name == "torch"
