@@ -11,9 +11,14 @@ _HOOK = install_import_hook(
     ["simulator.world", "simulator.dictionaries", "simulator.frequencies", "theory"], "typecheck.check"
 )
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# The same examples on every run: a failure is one that can be repeated.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
