@@ -1,4 +1,4 @@
-"""The command line: `sae-recovery verify`, `check`, `bench`, `heat-map`.
+"""The command line: `sae-recovery verify`, `check`, `theorem`, `identify`, `bench`, `heat-map`.
 
 Every impossible request ends with one line on standard error and exit code 2; an interrupt with 130.
 """
@@ -6,6 +6,7 @@ Every impossible request ends with one line on standard error and exit code 2; a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -18,10 +19,20 @@ from typing import Any
 
 import tyro
 
-from figures.options import COMMANDS, Bench, Check, HeatMap, Verify
+from figures.options import COMMANDS, Bench, Check, HeatMap, Identify, TheoremOptions, Verify
 from simulator.errors import RequestError
 
-PRESETS = ("first-recovery", "thousand-features", "imbalanced-toy", "imbalanced-toy-trials")
+ROBUSTNESS = ("cooccurrence", "coherence", "dictionary", "frequencies", "coefficients", "noise")
+# module of figures/, its attribute, key in it
+PRESETS = {
+    "first-recovery": ("first_recovery", "EXPERIMENT", ""),
+    "thousand-features": ("thousand_features", "EXPERIMENT", ""),
+    "imbalanced-toy": ("imbalanced_toy", "EXPERIMENT", ""),
+    "imbalanced-toy-trials": ("imbalanced_toy", "TRIALS", ""),
+    "resonance": ("resonance", "EXPERIMENT", ""),
+    "resonance-buffer": ("resonance", "BUFFER_EXPERIMENT", ""),
+    **{f"robustness-{name}": ("robustness", "EXPERIMENTS", name) for name in ROBUSTNESS},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 141
     except KeyboardInterrupt:
         again = (
-            "; the same command continues where this one stopped" if arguments[:1] in (["verify"], ["heat-map"]) else ""
+            "; the same command continues where this one stopped"
+            if arguments[:1] in (["verify"], ["heat-map"], ["theorem"])
+            else ""
         )
         _complain(f"interrupted{again}")
         code = 130
@@ -71,6 +84,12 @@ def _run(arguments: list[str]) -> int:
         result, text = _bench(options)
     elif isinstance(options, HeatMap):
         result, text = _heat_map(options)
+    elif isinstance(options, TheoremOptions):
+        result, text = _theorem(options)
+    elif isinstance(options, Identify):
+        from figures.identify import identify_files
+
+        result, text = identify_files(options)
     elif options.preset is not None:
         result, text = _preset(options)
     else:
@@ -201,7 +220,7 @@ def _preset(options: Verify) -> tuple[dict[str, Any], str]:
         }
     )  # fmt: skip
     write_json(folder / "result.json", result)
-    tables = f"{table_text(short)}\n\n{table_text(beside)}"
+    tables = "\n\n".join(table_text(part) for part in (short, beside) if len(part))
     text = f"{experiment.title}\n\n{tables}\n\nEvery cell, the table and the picture: {folder}"
     return result, text
 
@@ -243,17 +262,19 @@ def _heat_map(options: HeatMap) -> tuple[dict[str, Any], str]:
     return plain({"cells": table.to_dict("records")}), f"{table_text(shown)}\n\nEvery cell and the map: {folder}"
 
 
+def _theorem(options: TheoremOptions) -> tuple[dict[str, Any], str]:
+    from figures.theorem import theorem_report
+
+    with _bar(0, "run", options.quiet or options.json) as advance:
+        bar: Callable[..., None] = advance
+        return theorem_report(options, lambda done, total: bar(done, f"of {total}"))
+
+
 def load_preset(name: str) -> Any:
     """The Experiment of that name."""
-    if name == "first-recovery":
-        from figures.first_recovery import EXPERIMENT
-    elif name == "thousand-features":
-        from figures.thousand_features import EXPERIMENT
-    elif name == "imbalanced-toy":
-        from figures.imbalanced_toy import EXPERIMENT
-    else:
-        from figures.imbalanced_toy import TRIALS as EXPERIMENT
-    return EXPERIMENT
+    module, attribute, key = PRESETS[name]
+    found = getattr(importlib.import_module(f"figures.{module}"), attribute)
+    return found[key] if key else found
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Experiment:
         summarise: from the table of cells to the short table that is printed and kept beside it.
         draw: (table of cells, file) -> picture; computes no result.
         seeds: seeds unless told otherwise.
+        measure: further columns from the folder of a finished cell.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Experiment:
     summarise: Callable[[pd.DataFrame], pd.DataFrame]
     draw: Callable[[pd.DataFrame, Path], None]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    measure: Callable[[Path], dict[str, float]] | None = None
 
 
 def run_experiment(
@@ -97,6 +99,8 @@ def run_experiment(
         for (label, cell), key in zip(labelled, keys, strict=True):
             result = read_result(folder / "cells" / key) or {}
             row = {**label, "seed": cell.seed, **{name: result.get(name) for name in METRICS}, "cell": key}
+            if experiment.measure is not None:
+                row |= experiment.measure(folder / "cells" / key)
             rows.append(row)
             references += [{**other, "seed": cell.seed} for other in result.get("rows", [])[1:]]
         return pd.DataFrame(rows), pd.DataFrame(references)
@@ -120,6 +124,8 @@ def _compute(cell: Cell, folder: Path, parent: int) -> None:
 
 def mean_references(references: pd.DataFrame) -> pd.DataFrame:
     """The reference dictionaries, mean over seeds."""
+    if not len(references):
+        return references
     columns = {"frr_080": "FRR 0.8", "frr_090": "FRR 0.9", "neuron_precision_090": "precision", "mcc": "MCC",
                "loss": "loss", "mean_l0": "L0"}  # fmt: skip
     short = mean_and_interval(references, ["row"], columns)

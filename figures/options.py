@@ -21,7 +21,8 @@ class Verify:
 
     preset: str | None = None
     """Run a whole table instead of one cell: first-recovery, thousand-features, imbalanced-toy,
-    imbalanced-toy-trials. Only --out, --seeds, --jobs, --size, --json and --quiet apply then."""
+    imbalanced-toy-trials, resonance, resonance-buffer, robustness-cooccurrence, -coherence, -dictionary,
+    -frequencies, -coefficients, -noise. Only --out, --seeds, --jobs, --size, --json and --quiet apply then."""
 
     # The world.
     n: int = 128
@@ -299,4 +300,56 @@ class HeatMap:
     """Print one JSON object on standard output instead of the table."""
 
 
-COMMANDS = {"verify": Verify, "check": Check, "bench": Bench, "heat-map": HeatMap}
+@dataclass(frozen=True)
+class TheoremOptions:
+    """Does a theorem speak about finite worlds, and does it hold there? Hypotheses, real runs, verdict."""
+
+    name: Annotated[Literal["identifiability", "recovery", "finite-recovery", "resonance"], tyro.conf.Positional]
+    """Which statement."""
+    seeds: int | None = None
+    """Runs per case. Default: 12 for recovery, 60 for finite-recovery, 8 for resonance."""
+    size: Literal["full", "tiny"] = "full"
+    """The default grid (minutes), or a few seconds to try the command."""
+    centred: bool = True
+    """Take the mean off the inputs of Modified BA; it attracts all neurons."""
+    control: Literal["none", "oracle", "permuted", "independent", "untrained", "frozen"] = "none"
+    """Judge another dictionary in place of the learned one: V itself, V permuted, n independent directions, the
+    network before training, or M independent directions."""
+    jobs: int = 0
+    """Processes; 0: one per core."""
+    out: Path | None = None
+    """Report folder. The same command continues there."""
+    quiet: bool = False
+    """No progress bar."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the table."""
+
+
+@dataclass(frozen=True)
+class Identify:
+    """Can the rows of V' be turned into V by splitting into groups, convex combination, scaling, permutation?"""
+
+    V: Annotated[Path, tyro.conf.Positional]
+    """The features, n x d: a .npy or .safetensors file."""
+    V_prime: Annotated[Path, tyro.conf.Positional]
+    """The alternative, n' x d."""
+    H: Path | None = None
+    """Coefficients of V, N x n (.npy): the conditions of its factorisation are checked too."""
+    H_prime: Path | None = None
+    """Coefficients of V', N x n'."""
+    tolerance: float = 0.05
+    """epsilon up to which two dictionaries count as equivalent."""
+    draws: int | None = None
+    """Independent dictionaries behind the chance level. Default: 99, fewer where they are dear."""
+    seed: int = 0
+    """Of those dictionaries."""
+    out: Path | None = None
+    """Folder for result.json and the grouping."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the table."""
+
+
+COMMANDS = {
+    "verify": Verify, "check": Check, "bench": Bench, "heat-map": HeatMap, "theorem": TheoremOptions,
+    "identify": Identify,
+}  # fmt: skip

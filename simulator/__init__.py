@@ -9,10 +9,21 @@ outcome = fit(world.stream(seed=0), Training(BA(p=0.03), neurons=512, steps=6000
 from simulator.activations import ActivationMatrix
 from simulator.adaptation import OneSided, TwoSided
 from simulator.coefficients import ConstantCoefficients, Exponential, HalfNormal, Uniform
-from simulator.dictionaries import Coherent, Gaussian, GivenDictionary, Orthonormal, UnitSphere
+from simulator.cooccurrence import Hub, OnePair
+from simulator.dictionaries import (
+    Coherent,
+    Gaussian,
+    GivenDictionary,
+    HeavyTailed,
+    Orthonormal,
+    Rademacher,
+    SparseGaussian,
+    UnitSphere,
+)
 from simulator.errors import RequestError
 from simulator.frequencies import Constant, Given, Zipf
 from simulator.methods import BA, GBA, L1, TopK
+from simulator.modified import ModifiedBA, fit_modified, population_fit
 from simulator.rng import stream
 from simulator.supports import Bernoulli, Exactly, Mixture, Paired
 from simulator.train import Fit, fit
@@ -35,12 +46,18 @@ __all__ = [
     "Given",
     "GivenDictionary",
     "HalfNormal",
+    "HeavyTailed",
+    "Hub",
     "Mixture",
+    "ModifiedBA",
+    "OnePair",
     "OneSided",
     "Orthonormal",
     "Paired",
+    "Rademacher",
     "RequestError",
     "Sample",
+    "SparseGaussian",
     "TopK",
     "Training",
     "TwoSided",
@@ -50,5 +67,7 @@ __all__ = [
     "WorldStream",
     "Zipf",
     "fit",
+    "fit_modified",
+    "population_fit",
     "stream",
 ]

@@ -41,6 +41,64 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
+class Rademacher:
+    """Independent entries +1 or -1, equally likely: ||v_i|| = sqrt(d) exactly. Not Gaussian, same two moments."""
+
+    def check(self, n: int, d: int) -> None:
+        """Every n x d is possible."""
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """n x d random signs."""
+        return rng.integers(0, 2, (n, d)) * 2.0 - 1.0
+
+
+@dataclass(frozen=True)
+class SparseGaussian:
+    """Each entry is N(0, 1 / density) with probability `density` and 0 else: mean 0, variance 1; no zero row.
+
+    A row that would be all zeros gets one non-zero entry at a random place.
+
+    Raises:
+        RequestError: a density outside (0, 1].
+    """
+
+    density: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "density", real("density", self.density, 0, 1, open_low=True))
+
+    def check(self, n: int, d: int) -> None:
+        """Every n x d is possible."""
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """Normal numbers where a mask lets them through."""
+        mask = rng.random((n, d)) < self.density
+        mask[np.flatnonzero(~mask.any(axis=1)), rng.integers(0, d, int((~mask.any(axis=1)).sum()))] = True
+        return np.where(mask, rng.standard_normal((n, d)) / math.sqrt(self.density), 0.0)
+
+
+@dataclass(frozen=True)
+class HeavyTailed:
+    """Independent Student t entries with `df` > 2 degrees of freedom, scaled to variance 1.
+
+    Raises:
+        RequestError: df <= 2, where the variance is infinite.
+    """
+
+    df: float = 3.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "df", real("degrees of freedom", self.df, 2, open_low=True))
+
+    def check(self, n: int, d: int) -> None:
+        """Every n x d is possible."""
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """t numbers divided by sqrt(df / (df - 2))."""
+        return rng.standard_t(self.df, (n, d)) * math.sqrt((self.df - 2) / self.df)
+
+
+@dataclass(frozen=True)
 class UnitSphere:
     """Independent rows, uniform on the unit sphere of R^d: ||v_i|| = 1."""
 

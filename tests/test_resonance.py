@@ -44,7 +44,7 @@ def test_count_balance_holds_the_one_sided_frequency_below_the_target():
 
 
 def test_the_two_sided_rule_holds_a_large_buffer_at_its_target():
-    setting = replace(BASE, p=2 * 3 / 512, buffer=10**6, adaptations=4_000, rule="two-sided")
+    setting = replace(BASE, p=2 * 3 / 512, buffer=10**6, adaptations=500, rule="two-sided")
     told = predict([setting])
     assert 3 / 512 * told.own[0] + told.spurious[0] == pytest.approx(setting.p, rel=0.05)
 
