@@ -306,6 +306,21 @@ class TheoremOptions:
 
     name: Annotated[Literal["identifiability", "recovery", "finite-recovery", "resonance"], tyro.conf.Positional]
     """Which statement."""
+    n: int | None = None
+    """Number of features of a world of your own, instead of the default grid (with --d, and --p but for
+    identifiability)."""
+    d: int | None = None
+    """Its dimension."""
+    s: int = 3
+    """Its active features per sample."""
+    neurons: int | None = None
+    """Width M. Default: 4 n for resonance, else 65,536."""
+    p: float | None = None
+    """Target frequency."""
+    tau: float = 0.9
+    """Cosine that stands for 1 - o(1)."""
+    sigma: float = 0.5
+    """1 / sigma steps (recovery)."""
     seeds: int | None = None
     """Runs per case. Default: 12 for recovery, 60 for finite-recovery, 8 for resonance."""
     size: Literal["full", "tiny"] = "full"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 
 from figures.experiments import Experiment
 from figures.heat_map import PAPER, D, P
@@ -91,12 +92,12 @@ def score(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Predicted against measured share, and the sweeps in p."""
-    figure, (left, right) = new_figure(1, 2)
+    """Predicted against measured share, the sweeps in p, and the authors' 81 cells beside the prediction for them."""
+    figure, axes = new_figure(2, 2)
+    (left, right), maps = axes
     for k, (rule, part) in enumerate(table.groupby("rule", sort=False)):
-        left.plot(
-            part["predicted 0.9"], part["frr_090"], MARKERS[k], ms=4, color=(DARK, ACCENT)[k], alpha=0.6, label=rule
-        )
+        colour = (DARK, ACCENT)[k]
+        left.plot(part["predicted 0.9"], part["frr_090"], MARKERS[k], ms=4, color=colour, alpha=0.6, label=rule)
     left.plot([0, 1], [0, 1], color=LIGHT, lw=1)
     left.set_xlabel("predicted share at cosine > 0.9 (frozen)")
     left.set_ylabel("measured share")
@@ -104,13 +105,27 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     left.set_title(f"{table['sweep'].nunique()} sweeps, seeds: {table['seed'].nunique()}", fontsize=9, loc="left")
     sweeps = table[table["sweep"].str.startswith("p")]
     for k, (_, part) in enumerate(sweeps.groupby("sweep")):
-        part = part.groupby("p / f")[["frr_090", "predicted 0.9"]].mean().reset_index()
+        mean = part.groupby("p / f")[["frr_090", "predicted 0.9"]].mean().reset_index()
         colour = (DARK, MIDDLE, LIGHT, ACCENT)[k % 4]
-        right.plot(part["p / f"], part["frr_090"], MARKERS[k % 5], ms=4, color=colour)
-        right.plot(part["p / f"], part["predicted 0.9"], color=colour, lw=1, ls=("-", "--")[k // 4])
+        right.plot(mean["p / f"], mean["frr_090"], MARKERS[k % 5], ms=4, color=colour)
+        name = ", ".join(f"{name} {part[name].iloc[0]}" for name in ("n", "d", "s"))
+        right.plot(mean["p / f"], mean["predicted 0.9"], color=colour, lw=1, ls=("-", "--")[k // 4], label=name)
     right.set_xscale("log")
     right.set_xlabel("p / f")
+    right.legend(fontsize=6, frameon=False, loc="lower left")
     right.set_title("points: runs, lines: predicted", fontsize=9, loc="left")
+    paper = paper_prediction()
+    for axis, column, title in zip(
+        maps, ("predicted 0.9", "authors"), ("predicted for the authors' map", "authors (read off)"), strict=True
+    ):
+        axis.imshow(
+            paper[column].to_numpy().reshape(PAPER.shape), origin="lower", cmap="cividis", vmin=0, vmax=1, aspect="auto"
+        )
+        axis.set_xticks(range(len(D)), [f"{d:g}" for d in D], fontsize=7)
+        axis.set_yticks(range(len(P)), [f"{p * 65_536 / 3:.2g}" for p in P], fontsize=7)
+        axis.set_xlabel("dimension d")
+        axis.set_ylabel("p / f")
+        axis.set_title(title, fontsize=9, loc="left")
     save_figure(figure, path)
 
 
@@ -136,33 +151,31 @@ def aligned(folder: Path) -> dict[str, float]:
 
 def buffer_table(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds per rule, f B and p / f."""
-    by = ["rule", "f B", "p / f", "buffer", "floor(p B)", "predicted 0.9"]
+    by = ["rule", "f B", "p / f", "buffer", "floor(p B)", "count balance", "predicted 0.9"]
     names = {"frr_090": "FRR 0.9", "frr_080": "FRR 0.8"}
     columns = [*names, "frequency / target", "recall"]
-    return table.groupby(by, sort=False)[columns].mean().reset_index().rename(columns=names)
+    return table.groupby(by, sort=False, dropna=False)[columns].mean().reset_index().rename(columns=names)
 
 
 def draw_buffer(table: pd.DataFrame, path: Path) -> None:
-    """Share recovered against p / f, one line per f B, one panel per rule."""
+    """Share recovered, and share of a feature's samples on which its neuron fires, against p / f; a column per rule."""
     short = buffer_table(table)
-    figure, axes = new_figure(1, 2, squeeze=False)
-    for axis, (rule, part) in zip(axes[0], short.groupby("rule", sort=False), strict=False):
+    figure, axes = new_figure(2, 2, squeeze=False)
+    for column, (rule, part) in enumerate(short.groupby("rule", sort=False)):
         for k, (count, line) in enumerate(part.groupby("f B")):
-            colour = (DARK, MIDDLE, LIGHT, ACCENT)[k % 4]
-            axis.plot(
-                line["p / f"],
-                line["FRR 0.9"],
-                marker=MARKERS[k % 5],
-                ms=4,
-                lw=1,
-                color=colour,
-                label=f"f B = {count:g}",
-            )
-        axis.set_xscale("log")
-        axis.set_ylim(-0.03, 1.05)
-        axis.set_xlabel("p / f")
-        axis.set_title(str(rule), fontsize=9, loc="left")
+            style = {"marker": MARKERS[k % 5], "ms": 4, "lw": 1, "color": (DARK, MIDDLE, LIGHT, ACCENT)[k % 4]}
+            axes[0][column].plot(line["p / f"], line["FRR 0.9"], label=f"f B = {count:g}", **style)
+            axes[1][column].plot(line["p / f"], line["recall"], **style)
+            axes[1][column].plot(line["p / f"], line["count balance"], color=style["color"], lw=0.8, ls=":")
+        for axis in axes[:, column]:
+            axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set_xticks([0.25, 0.5, 1, 2, 3], ["1/4", "1/2", "1", "2", "3"])
+            axis.set_ylim(-0.03, 1.05)
+            axis.set_xlabel("p / f")
+        axes[0][column].set_title(str(rule), fontsize=9, loc="left")
     axes[0][0].set_ylabel("features recovered, cosine > 0.9")
+    axes[1][0].set_ylabel("recall of the aligned neuron\n(dotted: count balance)")
     axes[0][0].legend(fontsize=7, frameon=False)
     save_figure(figure, path)
 

@@ -13,7 +13,7 @@ import numpy as np
 from figures.cells import Cell
 from simulator import BA, Exactly, OneSided, Training, TwoSided, World
 from theory.bounds import frequency_band, resonance_band_limit
-from theory.resonance import Rectangle, Setting, predict
+from theory.resonance import Rectangle, Setting, held_activations, predict
 
 STEPS, BATCH = 1_500, 512
 RELATIVE = (0.2, 0.6, 1.2, 2.4, 4.8, 9.6, 16.0)
@@ -132,6 +132,7 @@ def buffer_cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], 
                     "rule": rule, "f B": count, "p / f": relative, "buffer": buffer,
                     "floor(p B)": int(np.floor(setting.p * buffer + 1e-9)),
                     "predicted 0.9": float(predict([setting]).recovered[0]),
+                    "count balance": min(1.0, held_activations(setting.p * buffer) / count) if rule == ONE else np.nan,
                 }  # fmt: skip
                 found += [(row, cell_of(setting, seed, steps, BUFFER_BATCH)) for seed in seeds]
     return found

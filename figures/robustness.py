@@ -13,7 +13,7 @@ import pandas as pd
 
 from figures.cells import Cell
 from figures.experiments import Experiment, mean_and_interval
-from figures.style import DARK, LIGHT, MARKERS, MIDDLE, new_figure, save_figure
+from figures.style import ACCENT, DARK, LIGHT, MARKERS, MIDDLE, new_figure, save_figure
 from simulator import (
     BA,
     GBA,
@@ -147,29 +147,33 @@ def _experiment(name: str, title: str, cells: Any, by: tuple[str, ...], dial: st
         return short.drop(columns=[f"{name} ±" for name in ("untrained", "precision", *extra)])
 
     def draw(table: pd.DataFrame, path: Path) -> None:
-        draw_dial(
-            summarise(table), [name for name in by if name not in (dial, "rho", "rho_2", "law")], dial, title, path
-        )
+        groups = [column for column in by if column not in (dial, "rho", "rho_2", "law")]
+        groups += ["law"] if name == "frequencies" else []
+        axis = "law" if name == "dictionary" else dial
+        draw_dial(summarise(table), groups, axis, title, path)
 
     return Experiment(f"robustness-{name}", title, cells, summarise, draw, (0, 1, 2), measure)
 
 
 def draw_dial(short: pd.DataFrame, groups: list[str], dial: str, title: str, path: Path) -> None:
-    """FRR at 0.9 against the dial, one line per group with its 95 % interval."""
+    """FRR at 0.9 against the dial (or the names of the laws), one line per group with its 95 % interval."""
     figure, axis = new_figure(width=5.4, height=3.6)
-    lines = list(short.groupby(groups, sort=False))
-    for k, (label, part) in enumerate(lines):
-        part = part.replace({dial: {np.inf: 100.0}}).sort_values(dial, kind="stable")
+    names = list(dict.fromkeys(short[dial])) if dial == "law" else []
+    for k, (label, part) in enumerate(short.groupby(groups, sort=False)):
+        x = part[dial].map(names.index) if names else part[dial]
+        order = np.argsort(x.to_numpy(float), kind="stable")
+        rate, half = part["FRR 0.9"].to_numpy()[order], part["FRR 0.9 ±"].fillna(0).to_numpy()[order]
+        ends = np.minimum(half, rate), np.minimum(half, 1 - rate)
         axis.errorbar(
-            part[dial], part["FRR 0.9"], yerr=part["FRR 0.9 ±"].fillna(0), marker=MARKERS[k % len(MARKERS)], ms=4,
-            lw=1, capsize=2, color=(DARK, MIDDLE, LIGHT)[(k // len(MARKERS) + k) % 3],
-            ls=("-", "--", ":")[k // 3 % 3], label=", ".join(map(str, label)),
+            x.to_numpy()[order], rate, yerr=ends, marker=MARKERS[k % len(MARKERS)], ms=4, lw=1, capsize=2,
+            color=(DARK, ACCENT, MIDDLE)[k % 3], ls=("-", "--", ":")[k // 3 % 3], label=", ".join(map(str, label)),
         )  # fmt: skip
-    if dial in ("sqrt(n) rho_2", "kurtosis"):
-        axis.set_xscale("log")
+    if names:
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     if dial == "sqrt(n) rho_2":
+        axis.set_xscale("log")
         axis.axvline(1, color=LIGHT, lw=1)
-    axis.set_xlabel(dial if dial != "kurtosis" else "kurtosis of the entries of V (infinite drawn at 100)")
+    axis.set_xlabel("" if names else dial)
     axis.set_ylabel("features recovered, cosine > 0.9")
     axis.set_ylim(-0.03, 1.05)
     axis.set_title(f"{title}; seeds: {int(short['seeds'].max())}", fontsize=8, loc="left")

@@ -1,5 +1,6 @@
 """`sae-recovery theorem NAME`: a theorem's hypotheses, real runs of the method that it speaks of, and the verdict."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +21,12 @@ from simulator.training import start_directions
 from theory.bounds import frequency_of_largest_epsilon, steps
 from theory.evidence import assess, detectable_rate, seeds_needed, seeds_to_confirm
 from theory.geometry import best_cosines
-from theory.resonance import Setting, predict
+from theory.resonance import CONSTANTS, Setting, predict
 from theory.theorems import THEOREMS, Case, Theorem, Verdict, recovery_epsilon
 
 LEVEL = 0.05
 RUNS = {"recovery": 12, "finite-recovery": 60, "resonance": 8}
+OUTCOME = ("smallest cosine", "recovered", "untrained")
 CONTROLS = ("none", "oracle", "permuted", "independent", "untrained", "frozen")
 
 
@@ -139,12 +141,12 @@ def run_theorem(
         raise RequestError(f"jobs = {jobs} must be a whole number of at least 0 (0: one per core)")
     chosen = default_cases(name, size) if cases is None else list(cases)
     runs = [Run(name, case, seed, centred, control) for case in chosen for seed in range(count)]
-    config = {"theorem": name, "size": size, "centred": centred, "control": control}
+    config = _config(name, size, centred, control, cases)
     refuse_foreign(folder, config)
     with claimed(folder):
         write_json(folder / "result.json", {"config": config, "fingerprint": fingerprint(config), "rows": []})
         places = [folder / "runs" / f"{fingerprint(run.config())[:16]}.json" for run in runs]
-        missing = [i for i, place in enumerate(places) if not place.exists()]
+        missing = [i for i, place in enumerate(places) if _read(place) is None]
         (folder / "runs").mkdir(exist_ok=True)
         done = len(runs) - len(missing)
         if progress is not None:
@@ -155,7 +157,7 @@ def run_theorem(
             done += 1
             if progress is not None:
                 progress(done, len(runs))
-        outcomes = pd.DataFrame([pd.read_json(place, typ="series") for place in places])
+        outcomes = pd.DataFrame([_read(place) for place in places])
     outcomes["case"] = np.repeat(np.arange(len(chosen)), count)
     rows, verdicts = [], []
     for k, case in enumerate(chosen):
@@ -163,6 +165,21 @@ def run_theorem(
         rows.append(row)
         verdicts.append(verdict)
     return pd.DataFrame(rows), verdicts
+
+
+def _read(place: Path) -> dict[str, float] | None:
+    """A finished run; None where there is none or the file is damaged, so that it is computed again."""
+    try:
+        found = json.loads(place.read_text())
+        return found if isinstance(found, dict) and set(found) == set(OUTCOME) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _config(name: str, size: str, centred: bool, control: str, cases: Sequence[Case] | None) -> dict[str, Any]:
+    """What a store belongs to."""
+    own = {} if cases is None else {"cases": [asdict(case) for case in cases]}
+    return {"theorem": name, "size": size, "centred": centred, "control": control, **own}
 
 
 def _into(run: Run, place: Path, tiny: bool) -> None:
@@ -214,20 +231,33 @@ def speaking(verdicts: Sequence[Verdict]) -> str:
     )
 
 
+def own_case(options: Any) -> Case | None:
+    """The case that the options describe; None for the default grid."""
+    if options.n is None and options.d is None and options.p is None:
+        return None
+    if options.n is None or options.d is None or options.p is None:
+        raise RequestError("a world of your own needs --n, --d and --p (and --s, --neurons where not the defaults)")
+    M = options.neurons or (4 * options.n if options.name == "resonance" else 65_536)
+    sigma = 1.0 if options.name == "finite-recovery" else options.sigma
+    return Case(options.n, options.d, options.s, M, options.p, sigma, options.tau)
+
+
 def theorem_report(options: Any, progress: Callable[[int, int], None] | None = None) -> tuple[dict[str, Any], str]:
     """What the command prints and writes."""
     if options.name == "identifiability":
         return identifiability(options)
-    folder = options.out or Path("runs") / f"theorem-{options.name}-{options.size}"
+    case = own_case(options)
+    config = _config(options.name, options.size, options.centred, options.control, None if case is None else [case])
+    default = options.size if case is None else fingerprint(config)[:10]
+    folder = options.out or Path("runs") / f"theorem-{options.name}-{default}"
     table, verdicts = run_theorem(
         options.name, folder, seeds=options.seeds, size=options.size, jobs=options.jobs, centred=options.centred,
-        control=options.control, progress=progress,
+        control=options.control, progress=progress, cases=None if case is None else [case],
     )  # fmt: skip
     theorem = THEOREMS[options.name]
     write_csv(folder / "table.csv", table)
     draw(table, folder / "theorem.png")
     rows = plain(table.to_dict("records"))
-    config = {"theorem": options.name, "size": options.size, "centred": options.centred, "control": options.control}
     result = {
         "theorem": theorem.name, "status": theorem.status, "statement": theorem.statement, "rows": rows,
         "summary": speaking(verdicts), "config": config, "fingerprint": fingerprint(config),
@@ -238,6 +268,9 @@ def theorem_report(options: Any, progress: Callable[[int, int], None] | None = N
     if options.name == "recovery":
         shown = shown.drop(columns=["detectable"])
     text = [theorem.title, f"Status: {theorem.status}", theorem.statement, "", table_text(shown), ""]
+    if options.name == "resonance":
+        text += ["The predictor's constants (theory.resonance):"]
+        text += [f"  {name} = {constant.value:g}: {constant.origin}" for name, constant in CONSTANTS.items()] + [""]
     text += [f"Level {LEVEL:g} over {len(table)} cases (Bonferroni). {speaking(verdicts)}", f"Report: {folder}"]
     return plain(result), "\n".join(text)
 
@@ -270,6 +303,8 @@ def identifiability(options: Any) -> tuple[dict[str, Any], str]:
     from theory.counterexamples import FAMILIES
 
     theorem = THEOREMS.identifiability
+    if options.n is not None:
+        return own_conditions(options)
     rows = []
     for name, family in FAMILIES.items():
         values = family.values if options.size == "full" else (family.values[0],)
@@ -304,6 +339,38 @@ def identifiability(options: Any) -> tuple[dict[str, Any], str]:
         refuse_foreign(options.out, config)
         options.out.mkdir(parents=True, exist_ok=True)
         write_csv(options.out / "table.csv", table)
+        write_json(options.out / "result.json", result)
+        text.append(f"Report: {options.out}")
+    return result, "\n".join(text)
+
+
+def own_conditions(options: Any) -> tuple[dict[str, Any], str]:
+    """H1, H2, H3, V1 of a world of Gaussian features: does the identifiability theorem speak about it?"""
+    from theory.conditions import of_world
+
+    if options.d is None:
+        raise RequestError("a world of your own needs --n and --d (and --s where not 3)")
+    told = of_world(World(options.n, options.d, Exactly(options.s)))
+    rows = [
+        {
+            "condition": slack.name,
+            "slack": slack.slack,
+            "from": slack.low,
+            "to": slack.high,
+            "surrogate": slack.surrogate,
+        }
+        for slack in (*told, told.joint)
+    ]
+    answer = "yes" if told.satisfied else "no" if any(slack.fails for slack in told) else "undecided"
+    config = {"theorem": "identifiability", "n": options.n, "d": options.d, "s": options.s}
+    result = plain({"rows": rows, "satisfied": told.satisfied, "config": config, "fingerprint": fingerprint(config)})
+    text = [
+        f"{options.n} Gaussian features in {options.d} dimensions, {options.s} active: class conditions, log(limit / "
+        "measured), 95 % interval", "", table_text(pd.DataFrame(rows)), "", f"All four hold: {answer}",
+    ]  # fmt: skip
+    if options.out is not None:
+        refuse_foreign(options.out, config)
+        options.out.mkdir(parents=True, exist_ok=True)
         write_json(options.out / "result.json", result)
         text.append(f"Report: {options.out}")
     return result, "\n".join(text)

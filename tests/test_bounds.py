@@ -83,6 +83,44 @@ def test_largest_epsilon_meets_its_hypotheses_and_no_more():
     assert tail >= eps
 
 
+def test_the_tail_is_never_above_the_power_form():
+    """-log Phibar(sqrt(t)) is concave and positive at 0; equality only at s = 1, eps = 0, where both are n / p."""
+    for p in (0.49, 0.3, 0.05, 1e-5, 1e-200):
+        for s in (1, 2, 3, 10):
+            for eps in (0.0, 0.2, 0.9):
+                tail = bounds.log_width_exact_tail(64, p, s, eps, log_factor=False)
+                gap = bounds.log_width_power_form(64, p, s, eps) - tail
+                assert gap > 0 if (s, eps) != (1, 0.0) else gap == pytest.approx(0, abs=1e-9)
+        assert bounds.log_width_exact_tail(64, p, 1, 0.0, log_factor=False) == pytest.approx(math.log(64 / p))
+
+
+def test_noise_and_interference_are_where_the_bounds_come_from():
+    """n p^{2s/(s+1)} is 1 at n^{-(1 + 1/s)/2}; beta sqrt(s) = 2 (1 + eps) sqrt(log n) near n^{-2 (1 + eps)^2 / s}."""
+    for n, s in ((64, 3), (65_536, 2), (10**9, 7)):
+        assert bounds.other_features_noise(n, s, bounds.frequency_upper_sparsity(n, s)) == pytest.approx(1)
+    for n in (10**6, 10**12):
+        p = bounds.frequency_upper_interference(n, 3, 0.1)
+        # Phibar(beta) <= exp(-beta^2/2), so that the exact beta is a little smaller, by log(beta) / beta^2.
+        gap = bounds.no_other_feature_slack(n, 3, p, 0.1)
+        assert -(math.log(bounds.threshold(p)) + 1) / bounds.threshold(p) ** 2 < gap < 0
+    assert bounds.co_occurrence_mass(64, 0.0625) == 0.5
+    assert bounds.uniform_co_occurrence(65, 3) == 1 / 32
+
+
+def test_steps_and_their_sigma_are_inverse():
+    assert all(bounds.steps(bounds.smallest_sigma(T)) == T for T in range(1, 2_000))
+
+
+def test_best_frequency_at_the_lower_edge():
+    """n = 8, M = 3e5: width and interference alone would ask for p < 1/n; the best allowed p is 1/n itself, where
+    n^{-1} = n^{-2 (1 + eps)^2 / 3} gives 1 + eps = sqrt(3/2)."""
+    p, eps = bounds.frequency_of_largest_epsilon(8, 8, 3, 300_000, 0.0)
+    assert (p, eps) == (0.125, pytest.approx(math.sqrt(1.5) - 1))
+    grid = [bounds.largest_epsilon(8, 8, 3, 300_000, float(q), 0.0) for q in np.geomspace(0.125, 0.4, 200)]
+    assert max(e for e in grid if e is not None) <= eps + 1e-9
+    assert bounds.frequency_of_largest_epsilon(64, 60, 2, 10**9, 0.1) is None
+
+
 def _normal(x):
     return math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 

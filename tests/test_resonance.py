@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta
 
 from simulator.errors import RequestError
-from theory.resonance import CONSTANTS, Rectangle, Setting, fit_rectangle, predict
+from theory.resonance import CONSTANTS, Rectangle, Setting, fit_rectangle, held_activations, predict
 
 BASE = Setting(512, 64, 3, 2048, 1.5 * 3 / 512)
 
@@ -41,6 +41,12 @@ def test_count_balance_holds_the_one_sided_frequency_below_the_target():
     told = predict([setting])
     held = 512 * (3 / 512 * told.own[0] + told.spurious[0])
     assert held == pytest.approx(1.98, abs=0.1)
+
+
+def test_roots_of_the_count_balance():
+    """0.69 = log 2 and so on, read in the paper's notes for floor(p B) = 0 .. 5."""
+    roots = [held_activations(count) for count in (0.3, 1, 2.9, 3, 4.5, 5)]
+    np.testing.assert_allclose(roots, [0.69, 1.15, 1.57, 1.98, 2.38, 2.77], atol=0.006)
 
 
 def test_the_two_sided_rule_holds_a_large_buffer_at_its_target():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from figures.options import TheoremOptions
 from figures.theorem import Run, compute, run_theorem, theorem_report, wrong_by
 from simulator import BA
 from simulator.errors import RequestError
@@ -136,11 +137,15 @@ def test_runs_are_kept_and_found_again(tmp_path):
     more, _ = run_theorem("finite-recovery", tmp_path, seeds=4, jobs=1, cases=[case])
     after = sorted(file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir())
     assert after[:3] == before
+    damaged = next((tmp_path / "runs").iterdir())
+    damaged.write_text("junk")
+    again, _ = run_theorem("finite-recovery", tmp_path, seeds=4, jobs=1, cases=[case])
+    assert again["recovered"][0] == more["recovered"][0]
     assert (table["runs"][0], more["runs"][0]) == (3, 4)
 
 
 def test_identifiability_on_every_family():
-    options = SimpleNamespace(name="identifiability", size="tiny", out=None)
+    options = SimpleNamespace(name="identifiability", size="tiny", out=None, n=None)
     result, text = theorem_report(options)
     assert {row["violates"] for row in result["rows"]} == {"H1", "H2", "H3", "V1"}
     for row in result["rows"]:
@@ -148,3 +153,17 @@ def test_identifiability_on_every_family():
         assert row["eps lower"] > 0.05
         assert row[row["violates"]] <= -math.log(2) + 1e-12
     assert "H1" in text
+
+
+def test_a_world_of_your_own(tmp_path):
+    options = TheoremOptions(
+        "finite-recovery", n=10, d=8, s=2, neurons=300, p=0.1, tau=0.8, seeds=3, jobs=1, out=tmp_path
+    )
+    result, _ = theorem_report(options)
+    assert [row["n"] for row in result["rows"]] == [10]
+    told, text = theorem_report(TheoremOptions("identifiability", n=512, d=256))
+    assert told["satisfied"]
+    assert "All four hold: yes" in text
+    assert not theorem_report(TheoremOptions("identifiability", n=64, d=8))[0]["satisfied"]
+    with pytest.raises(RequestError):
+        theorem_report(TheoremOptions("recovery", n=10))

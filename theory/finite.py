@@ -17,8 +17,12 @@ Centred inputs x - E x replace A by A - E[psi(u)] = A - 2 phi(beta) and rho_2 by
 common direction of all features and nearly all interference of co-occurring ones drop out.
 
 What is assumed: w independent of V (true at the start only: later steps of `trajectory` are a guess), many features
-(sums over j are replaced by their means), the cross term of the two parts of ||alpha_-i||^2 left out.
-`theory.one_step` does without the last two for worlds that are small enough to enumerate.
+(sums over j are replaced by their means, the share of feature i in E x by 0), the cross term of the two parts of
+||alpha_-i||^2 left out. Against sums over all supports (s = 2, p = 0.05, 200 draws, zeta_i = 4 at n = 600 and 3 at
+n = 64) the formulas for S, alpha_i and ||alpha_-i||^2 agree within their errors of 1, 0, 2 % and 3, 1, 6 %; on
+centred inputs they are too large, by 4, 1, 7 % at n = 600 and 12, 8, 33 % at n = 64. At small p few features carry
+||alpha_-i||, and most draws lie below its mean. `theory.one_step` sums over supports and draws where the world is
+small enough.
 
 Arguments everywhere: n, d, s, M, p as in `theory.bounds`; lengths in units in which every v_j has length sqrt(d).
 Numbers outside their range raise RequestError.

@@ -25,12 +25,14 @@ leaves the others to the spare neurons.
 Every constant is listed with its origin in `CONSTANTS`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import brentq
 from scipy.special import betaincc, ndtr, ndtri, pdtr
 from scipy.stats import chi2
 
@@ -192,6 +194,21 @@ def predict(settings: Sequence[Setting], tau: float = 0.9) -> Prediction:
         np.broadcast_to(spurious, own.shape)[:, middle],
         tau,
     )
+
+
+def held_activations(target_count: float) -> float:
+    """l = lambda B at which the one-sided rule with equal gammas holds a neuron.
+
+    P(Pois(l) > floor(p B)) = P(Pois(l) = 0): 0.69, 1.15, 1.57, 1.98, 2.38, 2.77 for floor(p B) = 0 .. 5. A neuron that
+    would fire more often is lowered more often than it is raised until it fires l times in a buffer of B samples;
+    `target_count` is p B.
+    """
+    whole_count = math.floor(real("p B", target_count, 0) + 1e-9)
+
+    def balance(x: float) -> float:
+        return float(pdtr(whole_count, x)) + math.exp(-x) - 1
+
+    return float(brentq(balance, 1e-9, 50.0 + 5 * whole_count))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
