@@ -150,33 +150,37 @@ def aligned(folder: Path) -> dict[str, float]:
 
 
 def buffer_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds per rule, f B and p / f."""
-    by = ["rule", "f B", "p / f", "buffer", "floor(p B)", "count balance", "predicted 0.9"]
+    """Mean over seeds per world, rule, f B and p / f."""
+    by = ["world", "rule", "f B", "p / f", "adaptations", "floor(p B)", "count balance", "predicted 0.9"]
     names = {"frr_090": "FRR 0.9", "frr_080": "FRR 0.8"}
     columns = [*names, "frequency / target", "recall"]
     return table.groupby(by, sort=False, dropna=False)[columns].mean().reset_index().rename(columns=names)
 
 
 def draw_buffer(table: pd.DataFrame, path: Path) -> None:
-    """Share recovered, and share of a feature's samples on which its neuron fires, against p / f; a column per rule."""
+    """Per world: share recovered, and share of a feature's samples on which its neuron fires; a column per rule."""
     short = buffer_table(table)
-    figure, axes = new_figure(2, 2, squeeze=False)
-    for column, (rule, part) in enumerate(short.groupby("rule", sort=False)):
-        for k, (count, line) in enumerate(part.groupby("f B")):
-            style = {"marker": MARKERS[k % 5], "ms": 4, "lw": 1, "color": (DARK, MIDDLE, LIGHT, ACCENT)[k % 4]}
-            axes[0][column].plot(line["p / f"], line["FRR 0.9"], label=f"f B = {count:g}", **style)
-            axes[1][column].plot(line["p / f"], line["recall"], **style)
-            axes[1][column].plot(line["p / f"], line["count balance"], color=style["color"], lw=0.8, ls=":")
-        for axis in axes[:, column]:
-            axis.set_xscale("log")
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_xticks([0.25, 0.5, 1, 2, 3], ["1/4", "1/2", "1", "2", "3"])
-            axis.set_ylim(-0.03, 1.05)
-            axis.set_xlabel("p / f")
-        axes[0][column].set_title(str(rule), fontsize=9, loc="left")
-    axes[0][0].set_ylabel("features recovered, cosine > 0.9")
-    axes[1][0].set_ylabel("recall of the aligned neuron\n(dotted: count balance)")
-    axes[0][0].legend(fontsize=7, frameon=False)
+    worlds = list(short.groupby("world", sort=False))
+    figure, axes = new_figure(2 * len(worlds), 2, squeeze=False)
+    for place, (world, cells) in enumerate(worlds):
+        for column, (rule, part) in enumerate(cells.groupby("rule", sort=False)):
+            top, bottom = axes[2 * place][column], axes[2 * place + 1][column]
+            for k, (count, line) in enumerate(part.groupby("f B")):
+                style = {"marker": MARKERS[k % 5], "ms": 4, "lw": 1, "color": (DARK, MIDDLE, LIGHT, ACCENT)[k % 4]}
+                top.plot(line["p / f"], line["FRR 0.9"], label=f"f B = {count:g}", **style)
+                bottom.plot(line["p / f"], line["recall"], **style)
+                bottom.plot(line["p / f"], line["count balance"], color=style["color"], lw=0.8, ls=":")
+            for axis in (top, bottom):
+                axis.set_xscale("log")
+                axis.xaxis.set_minor_formatter(NullFormatter())
+                axis.set_xticks([0.25, 0.5, 1, 2], ["1/4", "1/2", "1", "2"])
+                axis.set_ylim(-0.03, 1.05)
+                axis.set_xlabel("p / f")
+            top.set_title(f"{rule}; {world}", fontsize=9, loc="left")
+            if column == 0:
+                top.set_ylabel("features recovered, cosine > 0.9")
+                bottom.set_ylabel("recall of the aligned neuron\n(dotted: count balance)")
+                top.legend(fontsize=7, frameon=False)
     save_figure(figure, path)
 
 

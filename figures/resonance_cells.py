@@ -6,6 +6,7 @@ sweeps use the two-sided rule, which was never run in development.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -108,31 +109,44 @@ def held_out_cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any]
     ]
 
 
-BUFFERED = (0.3, 1.0, 3.0, 10.0, 100.0)
-"""f B of the cells that test hypothesis (ii)."""
-BUFFER_WORLD = (1_024, 96, 3, 2_048)
-BUFFER_BATCH = 102
-"""So that f B = 0.3 is one batch."""
+@dataclass(frozen=True)
+class BufferWorld:
+    """A world on which p / f and f B are crossed with both rules."""
+
+    n: int
+    d: int
+    s: int
+    M: int
+    steps: int
+    batch: int
+    buffered: tuple[float, ...]
+    relative: tuple[float, ...]
+
+
+# In the first f B = 0.3 is one batch. The second is that of the scored sweep which has a lower edge.
+BUFFER_WORLDS = (
+    BufferWorld(1_024, 96, 3, 2_048, 7_500, 102, (0.3, 1.0, 3.0, 10.0, 100.0), (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)),
+    BufferWorld(384, 64, 5, 2_304, 1_500, 512, (13.3, 53.0, 213.0), (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 2.0)),
+)
 
 
 def buffer_cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
     """Label columns and cell of the test of the count balance: p / f against f B, both rules."""
-    n, d, s, M = BUFFER_WORLD
-    steps, buffered, relatives = 7_500, BUFFERED, (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-    if size == "tiny":
-        (n, d, s, M), steps, buffered, relatives = (24, 12, 2, 48), 20, (10.0,), (1.0,)
+    worlds = BUFFER_WORLDS if size == "full" else (BufferWorld(24, 12, 2, 48, 20, 102, (10.0,), (0.5, 1.0)),)
     found = []
-    for rule in (ONE, TWO):
-        for count in buffered:
-            buffer = round(count * n / s)
-            for relative in relatives:
-                T = adaptations(buffer, steps, BUFFER_BATCH)
-                setting = Setting(n, d, s, M, relative * s / n, rule, buffer, T)
-                row = {
-                    "rule": rule, "f B": count, "p / f": relative, "buffer": buffer,
-                    "floor(p B)": int(np.floor(setting.p * buffer + 1e-9)),
-                    "predicted 0.9": float(predict([setting]).recovered[0]),
-                    "count balance": min(1.0, held_activations(setting.p * buffer) / count) if rule == ONE else np.nan,
-                }  # fmt: skip
-                found += [(row, cell_of(setting, seed, steps, BUFFER_BATCH)) for seed in seeds]
+    for world in worlds:
+        f = world.s / world.n
+        for rule in (ONE, TWO):
+            for count in world.buffered:
+                buffer = round(count / f)
+                for relative in world.relative:
+                    T = adaptations(buffer, world.steps, world.batch)
+                    setting = Setting(world.n, world.d, world.s, world.M, relative * f, rule, buffer, T)
+                    held = min(1.0, held_activations(setting.p * buffer) / count) if rule == ONE else np.nan
+                    row = {
+                        "world": f"n {world.n}, d {world.d}, s {world.s}, M {world.M}", "rule": rule, "f B": count,
+                        "p / f": relative, "adaptations": T, "floor(p B)": int(np.floor(setting.p * buffer + 1e-9)),
+                        "count balance": held, "predicted 0.9": float(predict([setting]).recovered[0]),
+                    }  # fmt: skip
+                    found += [(row, cell_of(setting, seed, world.steps, world.batch)) for seed in seeds]
     return found

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from theory.resonance import CONSTANTS, Setting, predict
 from theory.theorems import THEOREMS, Case, Theorem, Verdict, recovery_epsilon
 
 LEVEL = 0.05
-RUNS = {"recovery": 12, "finite-recovery": 60, "resonance": 8}
-OUTCOME = ("smallest cosine", "recovered", "untrained")
+RUNS = {"recovery": 24, "finite-recovery": 60, "resonance": 8}
+OUTCOME = ("cosines", "untrained cosines")
 CONTROLS = ("none", "oracle", "permuted", "independent", "untrained", "frozen")
 
 
@@ -41,7 +41,9 @@ class Run:
     control: str = "none"
 
     def config(self) -> dict[str, Any]:
-        return {"numbers": NUMBERS, **asdict(self)}
+        """What decides the cosines: the threshold and the rate asked for do not."""
+        case = {name: value for name, value in asdict(self.case).items() if name not in ("tau", "delta")}
+        return {"numbers": NUMBERS, **asdict(self), "case": case}
 
 
 def default_cases(theorem: str, size: str) -> list[Case]:
@@ -68,8 +70,8 @@ def default_cases(theorem: str, size: str) -> list[Case]:
     return [Case(256, 48, 3, 1_024, relative * 3 / 256) for relative in (0.25, 1.0, 2.0, 4.0, 8.0, 12.0)]
 
 
-def compute(run: Run, tiny: bool = False) -> dict[str, float]:
-    """Smallest cosine of a feature with its neuron, share of features above tau, and that before training."""
+def compute(run: Run, tiny: bool = False) -> dict[str, list[float]]:
+    """Every feature's cosine with its neuron, after the run and before."""
     case = run.case
     world = World(case.n, case.d, Exactly(case.s))
     V = world.features(run.seed)
@@ -93,12 +95,16 @@ def compute(run: Run, tiny: bool = False) -> dict[str, float]:
         assert isinstance(theorem, Theorem)
         theorem.refuse_other(method)
         W = population_fit(V, case.s, method, run.seed).W
-    cosine = best_cosines(V, W)
+    return {"cosines": best_cosines(V, W).tolist(), "untrained cosines": before.tolist()}
+
+
+def facts(found: Mapping[str, Sequence[float]], tau: float) -> dict[str, float]:
+    """Smallest cosine, share of features above tau, and that before training."""
+    cosine, before = np.array(found["cosines"]), np.array(found["untrained cosines"])
     return {
-        "smallest cosine": float(cosine.min()),
-        "recovered": float((cosine > case.tau).mean()),
-        "untrained": float((before > case.tau).mean()),
-    }
+        "smallest cosine": float(cosine.min()), "recovered": float((cosine > tau).mean()),
+        "untrained": float((before > tau).mean()),
+    }  # fmt: skip
 
 
 def run_theorem(
@@ -146,7 +152,7 @@ def run_theorem(
     with claimed(folder):
         write_json(folder / "result.json", {"config": config, "fingerprint": fingerprint(config), "rows": []})
         places = [folder / "runs" / f"{fingerprint(run.config())[:16]}.json" for run in runs]
-        missing = [i for i, place in enumerate(places) if _read(place) is None]
+        missing = list({place: i for i, place in enumerate(places) if _read(place) is None}.values())
         (folder / "runs").mkdir(exist_ok=True)
         done = len(runs) - len(missing)
         if progress is not None:
@@ -157,17 +163,17 @@ def run_theorem(
             done += 1
             if progress is not None:
                 progress(done, len(runs))
-        outcomes = pd.DataFrame([_read(place) for place in places])
-    outcomes["case"] = np.repeat(np.arange(len(chosen)), count)
+        found = [_read(place) for place in places]
     rows, verdicts = [], []
     for k, case in enumerate(chosen):
-        row, verdict = _judge(theorem, case, outcomes[outcomes["case"] == k], len(chosen))
+        outcomes = pd.DataFrame([facts(item or {}, case.tau) for item in found[k * count : (k + 1) * count]])
+        row, verdict = _judge(theorem, case, outcomes, len(chosen))
         rows.append(row)
         verdicts.append(verdict)
     return pd.DataFrame(rows), verdicts
 
 
-def _read(place: Path) -> dict[str, float] | None:
+def _read(place: Path) -> dict[str, list[float]] | None:
     """A finished run; None where there is none or the file is damaged, so that it is computed again."""
     try:
         found = json.loads(place.read_text())

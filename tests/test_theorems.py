@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from figures.options import TheoremOptions
-from figures.theorem import Run, compute, run_theorem, theorem_report, wrong_by
+from figures.theorem import Run, compute, facts, run_theorem, theorem_report, wrong_by
 from simulator import BA
 from simulator.errors import RequestError
 from simulator.modified import ModifiedBA
@@ -21,7 +21,7 @@ SEEDS = 16
 
 
 def outcomes(case, control="none", theorem="finite-recovery"):
-    return [compute(Run(theorem, case, seed, True, control)) for seed in range(SEEDS)]
+    return [facts(compute(Run(theorem, case, seed, True, control)), case.tau) for seed in range(SEEDS)]
 
 
 def judged(theorem, case, found):
@@ -74,7 +74,8 @@ def test_missed_share_is_what_runs_miss():
     """20 dictionaries of 40 features, predicted and measured number of missed features: within 5 Poisson deviations."""
     case = replace(FINITE, M=2_000, p=0.05, tau=0.9)
     predicted = 40 * missed_share(case.n, case.d, case.s, case.M, case.p, case.tau)
-    found = [round((1 - compute(Run("finite-recovery", case, seed))["recovered"]) * 40) for seed in range(20)]
+    runs = [facts(compute(Run("finite-recovery", case, seed)), case.tau) for seed in range(20)]
+    found = [round((1 - run["recovered"]) * 40) for run in runs]
     assert 0.5 < predicted < 20
     assert abs(np.mean(found) - predicted) < 5 * math.sqrt(predicted / 20) + 0.3 * predicted
 
