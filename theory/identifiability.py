@@ -194,7 +194,7 @@ def _chance(features: np.ndarray, k: int, draws: int | None, seed: int) -> Chanc
         return Chance(mean, 0.0, 1, "extrapolated")
     # Prediction interval of one more normal draw.
     spread = float(np.std(found, ddof=1)) * np.sqrt(1 + 1 / draws)
-    return Chance(mean, mean + float(student.ppf(0.01, draws - 1)) * spread, draws, "extrapolated")
+    return Chance(mean, max(0.0, mean + float(student.ppf(0.01, draws - 1)) * spread), draws, "extrapolated")
 
 
 def _difference(H: Any, V: np.ndarray, H_prime: Any, V_prime: np.ndarray) -> float:
