@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, poisson
 
 from simulator.errors import RequestError
 from theory.resonance import CONSTANTS, Rectangle, Setting, fit_rectangle, held_activations, predict
@@ -47,6 +47,11 @@ def test_roots_of_the_count_balance():
     """0.69 = log 2 and so on, read in the paper's notes for floor(p B) = 0 .. 5."""
     roots = [held_activations(count) for count in (0.3, 1, 2.9, 3, 4.5, 5)]
     np.testing.assert_allclose(roots, [0.69, 1.15, 1.57, 1.98, 2.38, 2.77], atol=0.006)
+    for count in (10, 60, 425):
+        root = held_activations(count)
+        tail = np.logaddexp.reduce(poisson.logpmf(np.arange(count + 1, count + 800), root))
+        assert tail == pytest.approx(-root, rel=1e-6)
+    assert 0 < held_activations(5_000) < 5_000
 
 
 def test_the_two_sided_rule_holds_a_large_buffer_at_its_target():

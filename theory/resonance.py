@@ -33,7 +33,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
-from scipy.special import betaincc, ndtr, ndtri, pdtr
+from scipy.special import betaincc, hyp1f1, ndtr, ndtri, pdtr
 from scipy.stats import chi2
 
 from simulator.checks import real, whole
@@ -206,9 +206,12 @@ def held_activations(target_count: float) -> float:
     whole_count = math.floor(real("p B", target_count, 0) + 1e-9)
 
     def balance(x: float) -> float:
-        return float(pdtr(whole_count, x)) + math.exp(-x) - 1
+        # log P(Pois(x) > k) - log P(Pois(x) = 0), with P(Pois(x) > k) = x^{k+1} e^{-x} / (k+1)! 1F1(1; k+2; x): both
+        # sides can be far below what a float holds.
+        k = whole_count
+        return (k + 1) * math.log(x) - math.lgamma(k + 2) + math.log(hyp1f1(1, k + 2, x))
 
-    return float(brentq(balance, 1e-9, 50.0 + 5 * whole_count))  # type: ignore[arg-type]
+    return float(brentq(balance, 1e-9, whole_count + 2.0))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
