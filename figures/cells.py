@@ -5,12 +5,13 @@ means that everything else is complete; until then a checkpoint lets the same co
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,8 @@ from simulator.checks import whole
 from simulator.config import NUMBERS, difference, fingerprint, to_config
 from simulator.storage import load_tensors, save_tensors, write_atomically
 from simulator.train import Observer
+from simulator.training import start_directions
+from theory.alignment import follow
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,22 @@ RESULT, CHECKPOINT, FIT, WORLD = (
     "fit.safetensors",
     "world.safetensors",
 )
+
+
+MEASURES = 2
+"""Raised whenever a cell's tables gain or lose a column, so that a figure never meets a cell without it."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What joins the history of a cell, line by line."""
+
+    neurons: tuple[int, ...]
+    """Neurons whose bias and activation frequency are written down."""
+    features: int = 0
+    """Features, nearest before training, whose cosine with each of those neurons is followed."""
+    every: int | None = None
+    """Steps between two lines; None: 200 lines."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,9 @@ class Cell:
     """Fresh samples on which codes are judged."""
     references: bool = True
     """Whether the reference rows are computed too."""
+    dictionary_seed: int | None = None
+    """Of V, where several seeds are to learn one and the same V; None: `seed`."""
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         whole("samples", self.samples, 10, 100_000_000)
@@ -55,17 +77,20 @@ class Cell:
     def source(self) -> Any:
         """The batches to train on."""
         if self.world is not None:
-            return self.world.stream(self.seed, dtype=self.training.dtype)
+            return self.world.stream(self.seed, dtype=self.training.dtype, dictionary_seed=self.dictionary_seed)
         assert self.activations is not None
         return ActivationMatrix(self.activations, self.seed)
 
     def config(self, source: Any = None) -> dict[str, Any]:
         """Everything that decides the numbers, JSON-able and type-tagged; `source` where it is at hand already."""
         data = to_config(self.world) if self.world is not None else (source or self.source()).config()
-        return {
-            "numbers": NUMBERS, "data": data, "training": to_config(self.training), "seed": self.seed,
-            "samples": self.samples, "references": self.references,
+        config = {
+            "numbers": NUMBERS, "measures": MEASURES, "data": data, "training": to_config(self.training),
+            "seed": self.seed, "samples": self.samples, "references": self.references,
         }  # fmt: skip
+        if self.dictionary_seed is not None:
+            config["dictionary_seed"] = self.dictionary_seed
+        return config if self.watch is None else config | {"watch": to_config(self.watch)}
 
 
 @contextlib.contextmanager
@@ -146,6 +171,7 @@ def run_cell(
     progress: Callable[[int, float], None] | None = None,
     observe: Observer | None = None,
     picture: bool = True,
+    arrays: bool = True,
     patience: float = 0.0,
 ) -> dict[str, Any]:
     """Compute a cell into its folder, continue it, or read it if it is finished.
@@ -155,6 +181,7 @@ def run_cell(
         folder: where; made if needed. Refused if it holds another cell.
         device, engine, threads, checkpoint_seconds, progress, observe: as in `simulator.fit`.
         picture: whether to draw report.png.
+        arrays: whether to keep W, a, b, b_pre and V.
         patience: seconds to wait for another process that holds the folder.
 
     Returns:
@@ -177,10 +204,14 @@ def run_cell(
         from figures.report import draw_report
 
         source = source or cell.source()
+        watch = cell.watch or Watch(())
+        if watch.features:
+            start = start_directions(cell.seed, cell.training.neurons, source.d, cell.training.dtype)
+            observe = follow(source.V, start, watch.neurons, watch.features)
         outcome = fit(
             source, cell.training, cell.seed, device=device, engine=engine, threads=threads,
             checkpoint=folder / CHECKPOINT, checkpoint_seconds=checkpoint_seconds, progress=progress,
-            observe=observe,
+            observe=observe, watch=watch.neurons, record_every=watch.every,
         )  # fmt: skip
         metrics, rows, tables = judge(cell, outcome, source)
         result = {
@@ -196,16 +227,43 @@ def run_cell(
             "engine": outcome.engine,
             "threads": outcome.threads,
         }
-        save_fit(folder, outcome)
-        if cell.world is not None:
+        if arrays:
+            save_fit(folder, outcome)
+        if arrays and cell.world is not None:
             save_tensors(folder / WORLD, {"V": source.V}, {"config": config["data"], "seed": cell.seed})
         for name, table in tables.items():
             write_csv(folder / f"{name}.csv", table)
         if picture:
             draw_report(folder / "report.png", result, tables)
+        written = [FIT, WORLD] if arrays and cell.world is not None else [FIT] if arrays else []
+        result["files"] = {name: digest(folder / name) for name in (*written, *(f"{name}.csv" for name in tables))}
         write_json(folder / RESULT, result)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return json.loads(json.dumps(plain(result)))
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with file.open("rb") as stream_:
+        return hashlib.file_digest(stream_, "sha256").hexdigest()
+
+
+def intact(folder: Path, config: dict[str, Any], needs: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The finished result of a cell of a store, or None if it is missing, damaged, or lacks a file.
+
+    Args:
+        folder: of the cell.
+        config: what the folder must hold.
+        needs: files that must be among those written.
+    """
+    try:
+        result = refuse_foreign(folder, config)
+        files = {} if result is None else result.get("files", {})
+        if result is None or any(name not in files for name in needs):
+            return None
+        return result if all(digest(folder / name) == known for name, known in files.items()) else None
+    except (RequestError, OSError, AttributeError):
+        return None
 
 
 def save_fit(folder: Path, outcome: Fit) -> None:
@@ -247,6 +305,8 @@ def plain(value: Any) -> Any:
 def evaluation_sample(cell: Cell, source: Any) -> Sample | np.ndarray:
     """Fresh samples of the world (stream "evaluation"), or rows of the activations."""
     if cell.world is not None:
-        return cell.world.sample(cell.samples, cell.seed, name="evaluation", dtype=cell.training.dtype)
+        return cell.world.sample(
+            cell.samples, cell.seed, name="evaluation", dtype=cell.training.dtype, dictionary_seed=cell.dictionary_seed
+        )
     rows = stream(cell.seed, "evaluation").permutation(source.N)[: cell.samples]
     return np.asarray(source.matrix[rows], dtype=cell.training.dtype)

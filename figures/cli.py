@@ -1,4 +1,4 @@
-"""The command line: `sae-recovery verify`, `check`, `theorem`, `identify`, `bench`, `heat-map`.
+"""The command line: `sae-recovery verify`, `check`, `run`, `plot`, `status`, `reproduce`, `theorem`, and others.
 
 Every impossible request ends with one line on standard error and exit code 2; an interrupt with 130.
 """
@@ -6,7 +6,6 @@ Every impossible request ends with one line on standard error and exit code 2; a
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import logging
@@ -19,20 +18,15 @@ from typing import Any
 
 import tyro
 
-from figures.options import COMMANDS, Bench, Check, HeatMap, Identify, TheoremOptions, Verify
+from figures import options as _options
+from figures import run_options
+from figures.options import Bench, Check, HeatMap, Identify, TheoremOptions, Verify
+from figures.presets import PRESETS, load_preset
+from figures.run_options import Plot, Reproduce, Run, Status
 from simulator.errors import RequestError
 
-ROBUSTNESS = ("cooccurrence", "coherence", "dictionary", "frequencies", "coefficients", "noise")
-# module of figures/, its attribute, key in it
-PRESETS = {
-    "first-recovery": ("first_recovery", "EXPERIMENT", ""),
-    "thousand-features": ("thousand_features", "EXPERIMENT", ""),
-    "imbalanced-toy": ("imbalanced_toy", "EXPERIMENT", ""),
-    "imbalanced-toy-trials": ("imbalanced_toy", "TRIALS", ""),
-    "resonance": ("resonance", "EXPERIMENT", ""),
-    "resonance-buffer": ("resonance", "BUFFER_EXPERIMENT", ""),
-    **{f"robustness-{name}": ("robustness", "EXPERIMENTS", name) for name in ROBUSTNESS},
-}
+COMMANDS = _options.COMMANDS | run_options.COMMANDS
+CONTINUED = ("verify", "heat-map", "theorem", "run", "reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,11 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except KeyboardInterrupt:
-        again = (
-            "; the same command continues where this one stopped"
-            if arguments[:1] in (["verify"], ["heat-map"], ["theorem"])
-            else ""
-        )
+        again = "; the same command continues where this one stopped" if arguments and arguments[0] in CONTINUED else ""
         _complain(f"interrupted{again}")
         code = 130
     except MemoryError:
@@ -90,6 +80,24 @@ def _run(arguments: list[str]) -> int:
         from figures.identify import identify_files
 
         result, text = identify_files(options)
+    elif isinstance(options, Run):
+        from figures.runner import run_figure
+
+        with _cells_bar(options.quiet or options.json) as progress:
+            result, text = run_figure(options, lambda done, total: progress("", done, total), _tell)
+    elif isinstance(options, Plot):
+        from figures.runner import plot_figure
+
+        result, text = plot_figure(options)
+    elif isinstance(options, Status):
+        from figures.runner import status_table
+
+        result, text = status_table(options)
+    elif isinstance(options, Reproduce):
+        from figures.reproduce import reproduce
+
+        with _cells_bar(options.quiet or options.json) as progress:
+            result, text = reproduce(options, progress, _tell)
     elif options.preset is not None:
         result, text = _preset(options)
     else:
@@ -134,6 +142,34 @@ def _bar(total: int, unit: str, quiet: bool) -> Any:
             bar.update(done - bar.n)
 
         yield advance
+
+
+@contextlib.contextmanager
+def _cells_bar(quiet: bool) -> Any:
+    """A progress bar over cells with the time left, one per figure: yields (figure, done, total) -> None."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def advance(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            for bar in bars.values():
+                bar.close()
+            # What was done before does not count for the speed.
+            bars[name] = tqdm(
+                total=total, initial=done, unit="cell", desc=name or None, disable=True if quiet else None, leave=False
+            )
+        bars[name].update(done - bars[name].n)
+
+    try:
+        yield advance
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]:
@@ -268,13 +304,6 @@ def _theorem(options: TheoremOptions) -> tuple[dict[str, Any], str]:
     with _bar(0, "run", options.quiet or options.json) as advance:
         bar: Callable[..., None] = advance
         return theorem_report(options, lambda done, total: bar(done, f"of {total}"))
-
-
-def load_preset(name: str) -> Any:
-    """The Experiment of that name."""
-    module, attribute, key = PRESETS[name]
-    found = getattr(importlib.import_module(f"figures.{module}"), attribute)
-    return found[key] if key else found
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Many cells: computed once, side by side, kept in a store; running again computes what is missing.
 
-A preset is one file with an `Experiment`: its cells, the columns that tell them apart, and `draw`,
-which sees the finished table only.
+An experiment is one file with an `Experiment`: its cells, what is collected from them, and `draw`, which
+sees the finished table only.
 """
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,33 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from figures.cells import Cell, claimed, read_result, refuse_foreign, run_cell
+from figures.cells import CHECKPOINT, RESULT, Cell, claimed, intact, refuse_foreign, run_cell
+from figures.claims import Claim
 from simulator import RequestError
 from simulator.config import fingerprint
 
+logger = logging.getLogger(__name__)
+
 # A cell is never too large for an exact MCC here; an interval keeps both ends in result.json.
 METRICS = (
-    "frr_080", "frr_090", "frr_090_untrained", "neuron_precision_090", "mcc", "mcc_chance", "loss", "mean_l0",
-    "dead", "status", "seconds",
+    "frr_080", "frr_090", "frr_080_untrained", "frr_090_untrained", "neuron_precision_090", "mcc", "mcc_chance", "loss",
+    "mean_l0", "mean_l0_pre", "dead", "status", "seconds",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished cell as `Experiment.collect` sees it."""
+
+    label: dict[str, Any]
+    cell: Cell
+    folder: Path
+    result: dict[str, Any]
+
+    def row(self) -> dict[str, Any]:
+        """Labels, seed, metrics, and the name of the cell."""
+        found = {name: self.result.get(name) for name in METRICS}
+        return {**self.label, "seed": self.cell.seed, **found, "cell": self.folder.name}
 
 
 @dataclass(frozen=True)
@@ -31,13 +51,18 @@ class Experiment:
     """A question that takes many cells to answer.
 
     Attributes:
-        name: of the preset and of its files.
+        name: of the experiment and of its files.
         title: one line that says what is asked.
         cells: label columns and cell, for given seeds and size.
-        summarise: from the table of cells to the short table that is printed and kept beside it.
-        draw: (table of cells, file) -> picture; computes no result.
+        summarise: from the table to the short table that is printed and kept beside it.
+        draw: (table, file) -> picture; computes no result.
         seeds: seeds unless told otherwise.
         measure: further columns from the folder of a finished cell.
+        collect: the table from the finished cells, where it is not one row of metrics per cell.
+        needs: files of a cell that `measure` and `collect` read; cells without them are computed again.
+        small_seeds: seeds at size small, where they are fewer.
+        claims: the paper's statements about this figure, tested on the table.
+        any_source: whether the cells can run on a matrix of activations in place of the planted world.
     """
 
     name: str
@@ -47,6 +72,112 @@ class Experiment:
     draw: Callable[[pd.DataFrame, Path], None]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     measure: Callable[[Path], dict[str, float]] | None = None
+    collect: Callable[[Sequence[Finished]], pd.DataFrame] | None = None
+    needs: tuple[str, ...] = ()
+    small_seeds: tuple[int, ...] | None = None
+    claims: Callable[[pd.DataFrame], list[Claim]] | None = None
+    any_source: bool = False
+
+    def chosen_seeds(self, size: str, seeds: Sequence[int] | None = None) -> tuple[int, ...]:
+        """The seeds of a run.
+
+        Raises:
+            RequestError: no seed, or one named twice.
+        """
+        own = self.small_seeds if size == "small" and self.small_seeds else self.seeds
+        chosen = (own[:2] if size == "tiny" else own) if seeds is None else tuple(seeds)
+        if not chosen:
+            raise RequestError("--seeds needs at least one seed, e.g. --seeds 0 1 2")
+        if len(set(chosen)) != len(chosen):
+            raise RequestError(f"seeds {chosen} repeat; each may be named once")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who computes the cells.
+
+    Attributes:
+        jobs: cells side by side; 0: as many as cores (local) or as the cluster has threads (dask).
+        backend: "local" processes, or a "dask" cluster.
+        scheduler: address of the dask scheduler, e.g. tcp://host:8786.
+    """
+
+    jobs: int = 0
+    backend: str = "local"
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.jobs < 0:
+            raise RequestError(f"jobs = {self.jobs} must be a whole number of at least 0 (0: one per core)")
+        if self.backend not in ("local", "dask"):
+            raise RequestError(f"unknown backend {self.backend!r}; there are local and dask")
+        if (self.backend == "dask") != (self.scheduler is not None):
+            raise RequestError("--backend dask and --scheduler ADDRESS go together, e.g. --scheduler tcp://host:8786")
+
+    @property
+    def cells_at_once(self) -> int:
+        """On this machine."""
+        return self.jobs or os.cpu_count() or 1
+
+    @contextlib.contextmanager
+    def parallel(self, tasks: int) -> Iterator[joblib.Parallel]:
+        """joblib's Parallel for so many tasks, unordered, results as they come.
+
+        Raises:
+            RequestError: dask is not installed, or nobody answers at the address.
+        """
+        if self.backend == "local":
+            yield joblib.Parallel(n_jobs=min(self.cells_at_once, tasks), return_as="generator_unordered")
+            return
+        try:
+            from distributed import Client
+        except ImportError:
+            raise RequestError("--backend dask needs the extra: pip install 'sae-recovery[dask]'") from None
+        try:
+            client = Client(self.scheduler, timeout=10)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise RequestError(f"no dask scheduler answers at {self.scheduler}: {error}") from None
+        with client, joblib.parallel_config("dask", client=client, n_jobs=self.jobs or -1):
+            yield joblib.Parallel(return_as="generator_unordered")
+
+
+def labelled_cells(
+    experiment: Experiment, size: str, seeds: Sequence[int] | None = None, activations: Path | None = None
+) -> list[tuple[dict[str, Any], Cell, dict[str, Any]]]:
+    """Label, cell and its configuration of every cell of a run.
+
+    Args:
+        experiment, size, seeds: as in `run_experiment`.
+        activations: train every cell on this matrix instead of its planted world.
+    """
+    found = experiment.cells(experiment.chosen_seeds(size, seeds), size)
+    if activations is None:
+        return [(label, cell, cell.config()) for label, cell in found]
+    if not experiment.any_source:
+        raise RequestError(f"{experiment.name} asks about planted features; it does not run on --activations")
+    source = None
+    rows = []
+    for label, cell in found:
+        cell = replace(cell, world=None, dictionary_seed=None, activations=activations, references=False)
+        if source is None:  # the file is read once; a seed only changes the order of its rows
+            source = cell.source()
+        rows.append((label, cell, cell.config(source.with_seed(cell.seed))))
+    return rows
+
+
+def finished_cells(
+    labelled: Sequence[tuple[dict[str, Any], Cell, dict[str, Any]]], store: Path, needs: Sequence[str] = ()
+) -> list[Finished | None]:
+    """The finished cell of a store, or None, for every labelled one."""
+    found, seen = [], {}
+    for label, cell, config in labelled:
+        folder = store / "cells" / fingerprint(config)[:16]
+        if folder not in seen:
+            seen[folder] = intact(folder, config, needs)
+        result = seen[folder]
+        found.append(None if result is None else Finished(label, cell, folder, result))
+    return found
 
 
 def run_experiment(
@@ -56,70 +187,120 @@ def run_experiment(
     seeds: Sequence[int] | None = None,
     size: str = "full",
     jobs: int = 0,
+    workers: Workers | None = None,
+    store: Path | None = None,
+    activations: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Compute what is missing, one thread per cell, and return one row per cell.
+    """Compute what is missing and return the table, one row per cell unless the experiment says otherwise.
 
     Args:
         experiment: what to run.
-        folder: the store; one subfolder per cell, named by the hash of its configuration.
+        folder: of the experiment, for this size.
         seeds: instead of the experiment's own.
-        size: "tiny" or "full".
-        jobs: cells side by side; 0: as many as cores.
+        size: "tiny", "small" or "paper" ("full" is "paper").
+        jobs: cells side by side on this machine; 0: as many as cores.
+        workers: in place of `jobs`, also other machines.
+        store: where cells are kept, in a subfolder named by the hash of their configuration; experiments that
+            share cells share them there. None: `folder`.
+        activations: a matrix to train on in place of the planted world.
         progress: called with (cells done, cells in all).
 
     Returns:
-        Table with the label columns, `seed`, the metrics, and `cell` (the hash); and the reference rows
-        (true dictionary, random ones, k-means) of the cells that have them, with the same metrics.
+        Table with the label columns, `seed`, the metrics, and `cell` (the hash), or what the experiment collects;
+        and the reference rows (true dictionary, random ones, k-means) of the cells that have them.
     """
-    chosen = experiment.seeds if seeds is None else tuple(seeds)
-    if not chosen:
-        raise RequestError("--seeds needs at least one seed, e.g. --seeds 0 1 2")
-    if len(set(chosen)) != len(chosen):
-        raise RequestError(f"seeds {chosen} repeat; each may be named once")
-    labelled = experiment.cells(chosen, size)
-    keys = [fingerprint(cell.config())[:16] for _, cell in labelled]
-    refuse_foreign(folder, experiment_config(experiment, size))
+    workers = workers or Workers(jobs)
+    store = store or folder
+    labelled = labelled_cells(experiment, size, seeds, activations)
+    refuse_foreign(folder, experiment_config(experiment, size, activations))
     with claimed(folder):
-        jobs = jobs or os.cpu_count() or 1
-        missing = [i for i, key in enumerate(keys) if read_result(folder / "cells" / key) is None]
-        # One identical cell under two labels is computed once.
-        missing = list({keys[i]: i for i in missing}.values())
-        done = len(labelled) - len(missing)
-        if progress is not None:
-            progress(done, len(labelled))
-        tasks = (joblib.delayed(_compute)(labelled[i][1], folder / "cells" / keys[i], os.getpid()) for i in missing)
-        if missing:
-            parallel = joblib.Parallel(n_jobs=min(jobs, len(missing)), return_as="generator_unordered")
-            for _ in parallel(tasks):
-                done += 1
-                if progress is not None:
-                    progress(done, len(labelled))
-        rows, references = [], []
-        for (label, cell), key in zip(labelled, keys, strict=True):
-            result = read_result(folder / "cells" / key) or {}
-            row = {**label, "seed": cell.seed, **{name: result.get(name) for name in METRICS}, "cell": key}
-            if experiment.measure is not None:
-                row |= experiment.measure(folder / "cells" / key)
-            rows.append(row)
-            references += [{**other, "seed": cell.seed} for other in result.get("rows", [])[1:]]
-        return pd.DataFrame(rows), pd.DataFrame(references)
+        found = finished_cells(labelled, store, experiment.needs)
+        compute_missing(experiment, labelled, found, store, workers, progress)
+        if any(one is None for one in found):
+            found = finished_cells(labelled, store, experiment.needs)
+    missing = sum(one is None for one in found)
+    if missing:
+        raise RequestError(f"{missing} cells are not in {store}; every worker must see this folder under this path")
+    done = [one for one in found if one is not None]
+    references = [{**other, "seed": one.cell.seed} for one in done for other in one.result.get("rows", [])[1:]]
+    return collected(experiment, done), pd.DataFrame(references)
 
 
-def experiment_config(experiment: Experiment, size: str) -> dict[str, Any]:
-    """What a store belongs to. Seeds do not: more of them extend it."""
-    return {"preset": experiment.name, "size": size}
+def compute_missing(
+    experiment: Experiment,
+    labelled: Sequence[tuple[dict[str, Any], Cell, dict[str, Any]]],
+    found: Sequence[Finished | None],
+    store: Path,
+    workers: Workers,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Compute every cell that is None in `found`, each once."""
+    # One identical cell under two labels is computed once.
+    missing = {
+        fingerprint(config)[:16]: cell
+        for (_, cell, config), one in zip(labelled, found, strict=True)
+        if one is None
+    }  # fmt: skip
+    total = len({fingerprint(config) for *_, config in labelled})
+    done = total - len(missing)
+    if progress is not None:
+        progress(done, total)
+    if not missing:
+        return
+    local = workers.backend == "local"
+    threads = max(1, (os.cpu_count() or 1) // min(workers.cells_at_once, len(missing))) if local else 1
+    parent = os.getpid() if local else None
+    place = (store / "cells").absolute()
+    tasks = (
+        joblib.delayed(_compute)(cell, place / key, parent, threads, "fit.safetensors" in experiment.needs)
+        for key, cell in missing.items()
+    )
+    with workers.parallel(len(missing)) as parallel:
+        for _ in parallel(tasks):
+            done += 1
+            if progress is not None:
+                progress(done, total)
 
 
-def _compute(cell: Cell, folder: Path, parent: int) -> None:
+def collected(experiment: Experiment, done: Sequence[Finished]) -> pd.DataFrame:
+    """The table of an experiment from its finished cells."""
+    if experiment.collect is not None:
+        return experiment.collect(done)
+    more = experiment.measure or (lambda folder: {})
+    return pd.DataFrame([one.row() | more(one.folder) for one in done])
+
+
+def experiment_config(experiment: Experiment, size: str, activations: Path | None = None) -> dict[str, Any]:
+    """What a folder belongs to. Seeds do not: more of them extend it."""
+    config = {"preset": experiment.name, "size": size}
+    return config if activations is None else config | {"activations": activations.name}
+
+
+def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, arrays: bool) -> None:
     """One cell in a worker, which stops when the command that started it is gone."""
 
     def alive(step: int, loss: float) -> None:
-        if parent not in (os.getppid(), os.getpid()):
+        if parent is not None and parent not in (os.getppid(), os.getpid()):
             os._exit(1)
 
-    # A worker of a killed command may hold the cell for one more step.
-    run_cell(cell, folder, device="cpu", threads=1, picture=False, progress=alive, patience=30)
+    if (folder / RESULT).exists():
+        # Whoever asked has found it damaged, foreign or incomplete.
+        logger.warning("%s is damaged or lacks a file and is computed again", folder)
+        (folder / RESULT).unlink(missing_ok=True)
+
+    def run() -> None:
+        # A worker of a killed command may hold the cell for one more step.
+        run_cell(cell, folder, device="cpu", threads=threads, picture=False, arrays=arrays, progress=alive, patience=30)
+
+    try:
+        run()
+    except RequestError:
+        if not (folder / CHECKPOINT).exists():
+            raise
+        logger.warning("%s cannot be continued and is computed again", folder / CHECKPOINT)
+        (folder / CHECKPOINT).unlink()
+        run()
 
 
 def mean_references(references: pd.DataFrame) -> pd.DataFrame:

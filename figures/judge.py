@@ -14,6 +14,7 @@ from theory.baselines import reference_rows
 from theory.codes import CodeMetrics, code_metrics, normalised
 from theory.explain import explain
 from theory.geometry import Recovery, check
+from theory.scores import NeuronScores, neuron_scores
 
 # Fields of a result that stay empty where nothing was planted.
 RECOVERY_KEYS = (
@@ -21,7 +22,7 @@ RECOVERY_KEYS = (
     "neuron_precision_090", "mcc", "mcc_chance", "uniqueness", "mean_feature_cosine",
 )  # fmt: skip
 
-CODE_KEYS = ("loss", "explained_variance", "mean_l0", "dead")
+CODE_KEYS = ("loss", "explained_variance", "mean_l0", "mean_l0_pre", "dead")
 
 
 def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
@@ -54,9 +55,10 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
         )
         judged = code_metrics(codes, outcome.a, outcome.W, outcome.b_pre, X, H, recovery, V=drawn.V)
         metrics = {**recovery.summary(), **judged.summary()}
+        scores = neuron_scores(X, outcome.W, outcome.b, outcome.b_pre, codes)
         tables |= {
             "features": features_table(recovery, judged),
-            "neurons": neurons_table(outcome, recovery, judged),
+            "neurons": neurons_table(outcome, recovery, judged).join(scores_table(scores)),
         }
         V = drawn.V
     else:
@@ -74,10 +76,11 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
             "explained_variance": 1 - missed / spread if spread else None,
             "mean_l0": codes.nnz / len(X), "dead": int((frequency == 0).sum()),
         }  # fmt: skip
-        tables["neurons"] = pd.DataFrame(
-            {"neuron": np.arange(len(frequency)), "target": _targets(outcome), "frequency": frequency}
-        )
+        scores = neuron_scores(X, outcome.W, outcome.b, outcome.b_pre, codes)
+        known = {"neuron": np.arange(len(frequency)), "target": _targets(outcome), "frequency": frequency}
+        tables["neurons"] = pd.DataFrame({**known, "a": outcome.a, "b": outcome.b}).join(scores_table(scores))
     metrics["samples"] = len(X)
+    metrics["mean_l0_pre"] = float(scores.pre_frequency.sum())
     rows: list[dict[str, Any]] = [{"row": f"{method}, trained", **metrics}]
     if V is not None:
         # A recovery rate is never given without what the same network had before training.
@@ -128,6 +131,12 @@ def neurons_table(outcome: Fit, recovery: Recovery, judged: CodeMetrics) -> pd.D
             "b": outcome.b,
         }
     )
+
+
+def scores_table(scores: NeuronScores) -> pd.DataFrame:
+    """One row per neuron: the scores that need no planted features."""
+    names = ("max_activation", "z_score", "post_z_score", "pre_frequency")
+    return pd.DataFrame({name: getattr(scores, name) for name in names})
 
 
 def explain_cell(cell: Cell, folder: Path, feature: int) -> str:

@@ -31,6 +31,8 @@ def table_text(table: pd.DataFrame) -> str:
             return f"{value:.3g}"
         return cell(value, name in ("dead", "seeds"))
 
+    if not len(table):
+        return "(no rows)"
     columns = [[str(name), *(shown(name, value) for value in table[name])] for name in table]
     text = [list(row) for row in zip(*columns, strict=True)]
     widths = [max(len(row[i]) for row in text) for i in range(len(table.columns))]

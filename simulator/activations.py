@@ -1,5 +1,6 @@
 """A matrix of activations as a source of batches: from memory, `.npy` or `.safetensors`."""
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ class ActivationMatrix:
             raise RequestError(f"{self.name}: {self.N} rows, all zero or fewer than two; no dictionary can be learned")
         self._sha256 = digest.hexdigest()
         self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def with_seed(self, seed: int) -> "ActivationMatrix":
+        """The same matrix, read once, with its rows in the order of another seed."""
+        other = copy.copy(self)
+        other.seed, other._epoch, other._order = seed, -1, np.empty(0, np.int64)
+        return other
 
     def _rows(self, first: int, size: int) -> np.ndarray:
         """Row numbers at positions first..first+size of the endless shuffled sequence."""

@@ -6,10 +6,9 @@ that a run continued from a checkpoint is bit-equal on the CPU to one that was n
 set of versions, one number of threads and one engine).
 """
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,6 +23,7 @@ from simulator.activations import ActivationMatrix
 from simulator.adaptation import adapt
 from simulator.checks import whole
 from simulator.config import difference, fingerprint, to_config
+from simulator.devices import choose_device, choose_threads, torch_threads
 from simulator.engine import EngineName, make_engine, numba_version
 from simulator.errors import RequestError
 from simulator.methods import BA, GBA, TopK
@@ -98,36 +98,6 @@ class Fit:
         return sae.decode(codes, self.W, self.a, self.b_pre)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError
-        torch.empty(0, device=device)
-        return device
-    except (RuntimeError, AssertionError):
-        raise RequestError(f"device {name!r} is not available here; take cpu or auto") from None
-
-
-def choose_threads(training: Training, d: int) -> int:
-    """Threads worth using: one while a step's encoder product is under 2^29 multiplications."""
-    return 1 if training.batch * training.neurons * d < 1 << 29 else torch.get_num_threads()
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Set torch's number of threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Run:
     """The state of a run between two steps: all of it, so that it can be saved and continued."""
 
@@ -179,6 +149,8 @@ class _Run:
         self.window = {"samples": 0, "loss": 0.0, "energy": 0.0}
         self.last_active = torch.zeros(M, dtype=torch.int64, device=device)
         self.records: list[dict[str, float]] = []
+        self.watch: list[int] = []
+        """Neurons of the history."""
 
     def batch(self, t: int) -> Tensor:
         X = torch.as_tensor(self.source.batch(t, self.training.batch))
@@ -232,6 +204,9 @@ class _Run:
             "mean_l0": np.nan if nothing_yet else int(self.window_counts.sum()) / samples,
             "dead": np.nan if nothing_yet else float((self.window_counts == 0).sum()),
         }
+        for m in self.watch:
+            row[f"bias_{m}"] = float(self.parameters.b[m])
+            row[f"frequency_{m}"] = np.nan if nothing_yet else int(self.window_counts[m]) / samples
         if observe is not None:
             row |= observe(self.t, self.parameters.W.cpu().numpy(), self.parameters.b.cpu().numpy())
         if self.records and list(row) != list(self.records[0]):
@@ -309,6 +284,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 20.0,
     record_every: int | None = None,
+    watch: Sequence[int] = (),
     observe: Observer | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Fit:
@@ -326,6 +302,8 @@ def fit(
             the end. A checkpoint of another configuration is refused.
         checkpoint_seconds: time between two saves; any value gives the same numbers.
         record_every: steps between two lines of history; None: 200 lines per run.
+        watch: neurons whose bias (`bias_m`) and activation frequency since the last line (`frequency_m`) join
+            every line of history.
         observe: called with (step, W, b) at every line of history, at step 0 too; its values join the line.
         progress: called with (step, loss) after every step.
 
@@ -348,8 +326,10 @@ def fit(
     threads = whole("threads", threads, 1)
     every = record_every or known.get("record_every") or max(1, training.steps // 200)
     every = whole("record_every", every, 1)
+    watch = [whole("watched neuron", m, 0, training.neurons - 1) for m in watch]
     with torch_threads(threads), torch.no_grad():
         run = _Run(source, training, seed, place, engine, threads)
+        run.watch = watch
         if getattr(run.engine, "team", None) is not None:
             torch.set_num_threads(1)  # its team is the parallelism
         identity = {

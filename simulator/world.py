@@ -87,7 +87,9 @@ class World:
         """The dictionary V of this seed in float64, from the random stream "dictionary"."""
         return self.dictionary.draw(self.n, self.d, stream(seed, "dictionary"))
 
-    def sample(self, N: int, seed: int, *, name: str = "sample", dtype: Any = np.float32) -> Sample:
+    def sample(
+        self, N: int, seed: int, *, name: str = "sample", dtype: Any = np.float32, dictionary_seed: int | None = None
+    ) -> Sample:
         """N samples with the dictionary of `seed`.
 
         Args:
@@ -95,6 +97,7 @@ class World:
             seed: whole number, 0 <= seed < 2**63.
             name: another name gives fresh H and noise with the same V, apart from the batches of `stream`.
             dtype: np.float32 or np.float64, of X, H and V. The random numbers are the same for both.
+            dictionary_seed: take V from this seed instead: fresh samples of one and the same world.
 
         Raises:
             RequestError: N < 1, a seed out of range or another dtype.
@@ -103,14 +106,21 @@ class World:
         torch_dtype = _float_dtype(dtype)
         rng = stream(seed, f"sample/{name}")
         rows, coefficients = self.row_sampler()(N, rng)
-        V = torch.from_numpy(self.features(seed)).to(torch_dtype)
+        V = torch.from_numpy(self.features(seed if dictionary_seed is None else dictionary_seed)).to(torch_dtype)
         X = _combine(rows, coefficients, V)
         _add_noise(X, self.noise, rng)
         return Sample(X.numpy(), _matrix(rows, coefficients, self.n, torch_dtype), V.numpy())
 
-    def stream(self, seed: int, *, dtype: Any = torch.float32, device: str | torch.device = "cpu") -> "WorldStream":
+    def stream(
+        self,
+        seed: int,
+        *,
+        dtype: Any = torch.float32,
+        device: str | torch.device = "cpu",
+        dictionary_seed: int | None = None,
+    ) -> "WorldStream":
         """The endless stream of batches of `seed`; see `WorldStream`."""
-        return WorldStream(self, seed, dtype=dtype, device=device)
+        return WorldStream(self, seed, dtype=dtype, device=device, dictionary_seed=dictionary_seed)
 
     def row_sampler(self) -> Callable[[int, np.random.Generator], tuple[Rows, Float[np.ndarray, " entries"]]]:
         """The prepared sampler of H: (N, rng) to the supports and the float64 coefficients of N samples."""
@@ -134,21 +144,32 @@ class WorldStream:
         world: the law.
         seed: the seed.
         n, d: number of features and dimension.
+        dictionary_seed: the seed of V where it is another one: streams of equal V and different samples are
+            what runs to be compared with each other are trained on.
 
     Raises:
         RequestError: a seed out of range, a dtype that is not float32 or float64, or an unknown device.
     """
 
     def __init__(
-        self, world: World, seed: int, *, dtype: Any = torch.float32, device: str | torch.device = "cpu"
+        self,
+        world: World,
+        seed: int,
+        *,
+        dtype: Any = torch.float32,
+        device: str | torch.device = "cpu",
+        dictionary_seed: int | None = None,
     ) -> None:
         self.world = world
         self.seed = seed
+        self.dictionary_seed = seed if dictionary_seed is None else dictionary_seed
         self.n = world.n
         self.d = world.d
         self._dtype = _float_dtype(dtype)
         try:
-            self._dictionary = torch.from_numpy(world.features(seed)).to(device=device, dtype=self._dtype)
+            self._dictionary = torch.from_numpy(world.features(self.dictionary_seed)).to(
+                device=device, dtype=self._dtype
+            )
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise RequestError(f"device {str(device)!r} cannot be used: {reason}") from None
@@ -173,7 +194,8 @@ class WorldStream:
 
     def config(self) -> dict[str, Any]:
         """What identifies the data: the world and the seed, JSON-able."""
-        return {"type": "WorldStream", "world": to_config(self.world), "seed": self.seed, "dtype": str(self._dtype)}
+        known = {"type": "WorldStream", "world": to_config(self.world), "seed": self.seed, "dtype": str(self._dtype)}
+        return known if self.dictionary_seed == self.seed else known | {"dictionary_seed": self.dictionary_seed}
 
     def _batch_rng(self, t: int, size: int) -> np.random.Generator:
         whole("size of a batch", size, 1)
