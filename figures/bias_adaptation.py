@@ -105,7 +105,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for group, colour, style in zip(shown, (ACCENT, MIDDLE, DARK), ("-", "--", "-."), strict=False):
             part = history[history["group"] == group]
             for k, (_, line) in enumerate(part.groupby("neuron")):
-                name = f"group {group}, target {line['target'].iloc[0]:.2g}" if k == 0 else None
+                name = f"group {group:.0f}, target {line['target'].iloc[0]:.2g}" if k == 0 else None
                 axis.plot(line["step"], line[column], color=colour, ls=style, lw=0.9, label=name)
             if column == "frequency":
                 axis.axhline(part["target"].iloc[0], color=colour, lw=2.5, alpha=0.3)
@@ -151,7 +151,8 @@ def _draw_gate(axis: Any, part: pd.DataFrame) -> None:
         f"neuron {part['neuron'].iloc[0]:.0f}, cosine {part['cosine'].iloc[0]:.2f} with feature "
         f"{part['feature'].iloc[0]:.0f}, frequency {part['frequency'].iloc[0]:.3f}, 1 seed", fontsize=8, loc="left",
     )  # fmt: skip
-    axis.legend(fontsize=6.5, frameon=False, ncols=2)
+    axis.set_xticks(range(1, len(part) + 1, 3))
+    axis.legend(fontsize=6.5, framealpha=0.85, edgecolor="none", ncols=2, loc="lower left")
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:

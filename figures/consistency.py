@@ -63,7 +63,7 @@ def collect(done: Sequence[Finished]) -> pd.DataFrame:
         M, d = one.cell.training.neurons, load_fit(one.folder)["W"].shape[1]
         for score in SCORES:
             for alpha in alphas(M):
-                chosen = top_neurons(neurons[score], alpha, (neurons["frequency"] > 0).to_numpy())
+                chosen = top_neurons(neurons[score].to_numpy(), alpha, (neurons["frequency"] > 0).to_numpy())
                 found = mcs[chosen.neurons]
                 for threshold in THRESHOLDS:
                     consistent = found > threshold

@@ -11,6 +11,7 @@ from simulator import fit
 
 MEASURED_STEPS = 5
 SHAPES_PER_METHOD = 3
+LARGEST_LOAD = 2**34
 PROCESS_BYTES = 400e6
 """Of a worker before it holds any array, and of a step's buffers."""
 
@@ -77,9 +78,12 @@ def estimate(cells: Sequence[Cell], jobs: int) -> Estimate:
 def step_seconds(cell: Cell) -> float:
     """Median time of a step on one thread, the first one left out."""
     stamps: list[float] = []
-    training = replace(cell.training, steps=MEASURED_STEPS)
+    source = cell.source()
+    # A step is measured on a part of a batch that would take seconds; its time grows in proportion.
+    part = int(min(cell.training.batch, max(1, load(cell, source.d) // LARGEST_LOAD)))
+    training = replace(cell.training, steps=MEASURED_STEPS, batch=cell.training.batch // part)
     fit(
-        cell.source(), training, cell.seed, device="cpu", threads=1,
+        source, training, cell.seed, device="cpu", threads=1,
         progress=lambda step, loss: stamps.append(time.perf_counter()),
     )  # fmt: skip
-    return float(np.median(np.diff(stamps)))
+    return part * float(np.median(np.diff(stamps)))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from figures.cells import CHECKPOINT, RESULT, Cell, claimed, intact, refuse_foreign, run_cell
+from figures.cells import CHECKPOINT, FIT, RESULT, Cell, claimed, intact, refuse_foreign, run_cell
 from figures.claims import Claim
 from simulator import RequestError
 from simulator.config import fingerprint
@@ -101,11 +101,13 @@ class Workers:
         jobs: cells side by side; 0: as many as cores (local) or as the cluster has threads (dask).
         backend: "local" processes, or a "dask" cluster.
         scheduler: address of the dask scheduler, e.g. tcp://host:8786.
+        device: of every cell; jobs that share a GPU share its memory.
     """
 
     jobs: int = 0
     backend: str = "local"
     scheduler: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.jobs < 0:
@@ -253,7 +255,7 @@ def compute_missing(
     parent = os.getpid() if local else None
     place = (store / "cells").absolute()
     tasks = (
-        joblib.delayed(_compute)(cell, place / key, parent, threads, "fit.safetensors" in experiment.needs)
+        joblib.delayed(_compute)(cell, place / key, parent, threads, FIT in experiment.needs, workers.device)
         for key, cell in missing.items()
     )
     with workers.parallel(len(missing)) as parallel:
@@ -277,7 +279,7 @@ def experiment_config(experiment: Experiment, size: str, activations: Path | Non
     return config if activations is None else config | {"activations": activations.name}
 
 
-def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, arrays: bool) -> None:
+def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, arrays: bool, device: str) -> None:
     """One cell in a worker, which stops when the command that started it is gone."""
 
     def alive(step: int, loss: float) -> None:
@@ -291,7 +293,9 @@ def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, arrays:
 
     def run() -> None:
         # A worker of a killed command may hold the cell for one more step.
-        run_cell(cell, folder, device="cpu", threads=threads, picture=False, arrays=arrays, progress=alive, patience=30)
+        run_cell(
+            cell, folder, device=device, threads=threads, picture=False, arrays=arrays, progress=alive, patience=30
+        )
 
     try:
         run()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 
 from figures.cells import Cell
 from figures.claims import Claim
@@ -73,8 +74,17 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for k, groups in enumerate(sorted(gba["groups"].unique())):
             part = gba[(gba["HTF"] == htf) & (gba["groups"] == groups)]
             look = {"color": colours[k % 4], "marker": MARKERS[k % 5], "mec": DARK, "mew": 0.5}
-            axis.plot(part["fraction"], part["loss"], ls="", ms=6, label=f"{groups} groups", **look)
+            axis.plot(
+                part["fraction"],
+                part["loss"],
+                ls="",
+                ms=6,
+                label="1 group" if groups == 1 else f"{groups:.0f} groups",
+                **look,
+            )
         axis.set_xscale("log")
+        axis.set_xlim(short["fraction"].min() / 1.3, gba["fraction"].max() * 1.3)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"HTF = {htf:g}", fontsize=9, loc="left")
         axis.set_xlabel("fraction of activated neurons", fontsize=8)
         axis.set_ylim(0, max(gba["loss"].max(), 0.05) * 1.1)

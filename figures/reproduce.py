@@ -33,7 +33,7 @@ def reproduce(
     sections, facts = [], []
     for name in FIGURES:
         run = Run(
-            name, size=options.size, jobs=options.jobs, backend=options.backend, scheduler=options.scheduler,
+            name, size=options.size, jobs=options.jobs, backend=options.backend, scheduler=options.scheduler, device=options.device,
             out=options.out,
         )  # fmt: skip
 

@@ -28,6 +28,8 @@ class Run:
     """Processes on this machine, or a dask cluster whose workers see the folder --out under the same path."""
     scheduler: str | None = None
     """Address of the dask scheduler, e.g. tcp://host:8786."""
+    device: str = "cpu"
+    """cpu, cuda, or auto (first GPU, else CPU); with a GPU take --jobs 1 unless its memory holds several."""
     activations: Path | None = None
     """A .npy or .safetensors matrix to train on instead of the planted world (loss-sparsity, consistency,
     group-ablation, zscore)."""
@@ -76,6 +78,8 @@ class Reproduce:
     backend: Literal["local", "dask"] = "local"
     """As in run."""
     scheduler: str | None = None
+    """As in run."""
+    device: str = "cpu"
     """As in run."""
     out: Path = Path("runs")
     """The store."""

@@ -52,7 +52,7 @@ def run_figure(options: Run, progress: Progress, tell: Callable[[str], None]) ->
         Content of result.json, and the text for a person.
     """
     experiment = load_figure(options.name)
-    workers = Workers(options.jobs, options.backend, options.scheduler)
+    workers = Workers(options.jobs, options.backend, options.scheduler, options.device)
     folder = figure_folder(options.out, options.name, options.size, options.activations)
     if options.size == "paper":
         labelled = labelled_cells(experiment, "paper", options.seeds, options.activations)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from scipy.stats import spearmanr
 
 from figures.cells import FIT, Cell
@@ -97,8 +98,9 @@ def _panel(main: Any, top: Any, right: Any, part: pd.DataFrame, name: str, log_x
     shown = part[(part["z_score"] > 0) & (part[name] > 0)]
     feature = shown["cosine"] > 0.9 if "cosine" in shown else pd.Series(True, index=shown.index)
     for kind, colour, label in ((~feature, LIGHT, "other"), (feature, DARK, "a planted feature (cosine > 0.9)")):
+        told = label if name == "max_activation" else None
         main.plot(
-            shown.loc[kind, "z_score"], shown.loc[kind, name], ".", color=colour, ms=2.5, rasterized=True, label=label
+            shown.loc[kind, "z_score"], shown.loc[kind, name], ".", color=colour, ms=2.5, rasterized=True, label=told
         )
     if name == "max_activation" and "cosine" in shown:
         main.legend(fontsize=7, frameon=False, loc="lower right", markerscale=3)
@@ -111,16 +113,14 @@ def _panel(main: Any, top: Any, right: Any, part: pd.DataFrame, name: str, log_x
         if log:
             for axis in (main, top if scale == "x" else right):
                 getattr(axis, f"set_{scale}scale")("log")
-                getattr(axis, f"{scale}axis").set_minor_locator(_no_ticks())
+                ticks = getattr(axis, f"{scale}axis")
+                ticks.set_minor_locator(NullLocator())
+                spread = np.ptp(np.log10(shown["z_score" if scale == "x" else name]))
+                ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 2 else (1,)))
+                ticks.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     top.set_xlim(main.get_xlim())
     right.set_ylim(main.get_ylim())
     top.tick_params(labelbottom=False, labelleft=False)
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
 
 
 def claims(table: pd.DataFrame) -> list[Claim]:
