@@ -33,8 +33,8 @@ def reproduce(
     sections, facts = [], []
     for name in FIGURES:
         run = Run(
-            name, size=options.size, jobs=options.jobs, backend=options.backend, scheduler=options.scheduler, device=options.device,
-            out=options.out,
+            name, size=options.size, jobs=options.jobs, backend=options.backend, scheduler=options.scheduler,
+            device=options.device, out=options.out,
         )  # fmt: skip
 
         def advance(done: int, total: int, name: str = name) -> None:
