@@ -21,6 +21,10 @@ class Claim:
     agrees: bool | None
     remark: str
 
+    def __post_init__(self) -> None:
+        if self.agrees is not None:
+            object.__setattr__(self, "agrees", bool(self.agrees))
+
     @property
     def difference(self) -> float | None:
         """Ours minus the paper's, where both are known."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from figures.cells import Cell
 from figures.claims import Claim
@@ -176,11 +177,18 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         for row, (_, paper) in PAPER.items()
         if row in mean
     ]
-    best = float(mean[[row for row in mean.index if row.startswith("TopK")]].max())
-    gba = float(mean["GBA full range"])
+    wide = table.pivot_table(index="seed", columns="row", values="frr_090")
+    best = mean[[row for row in mean.index if row.startswith("TopK")]].idxmax()
+    margin = wide["GBA full range"] - wide[best]
+    half = float(stats.t.ppf(0.975, len(margin) - 1) * stats.sem(margin)) if len(margin) > 1 else np.inf
+    ours = float(margin.mean())
     found.append(
-        Claim("GBA with a full range of targets recovers more than any TopK (difference at 0.9)", gba - best, 0.016,
-              gba > best, "As in the paper, without knowledge of f." if gba > best else "TopK is ahead here.")
+        Claim(
+            f"GBA with a full range of targets recovers more than the best TopK (difference at 0.9, here to {best})",
+            ours, 0.016, None if abs(ours) <= half else ours > 0,
+            f"Paired over {len(margin)} seeds the difference is {ours:.3f} ± {half:.3f}. GBA knows nothing about f; "
+            "TopK's K was tuned.",
+        )
     )  # fmt: skip
     return found
 

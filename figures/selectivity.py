@@ -4,9 +4,13 @@ Sizes: paper is the authors' map (n = 65,536, `figures.heat_map`); small an eigh
 wider plane, on both sides of d = sqrt(n). Drawn on top: the contour at 0.9, f, the asymptotic band
 f <~ p <~ min(sqrt f, f d) with its upper end at finite s, and the contour of the finite-size predictor of
 `theory.resonance`, which has seen neither map.
+
+The maps start every bias at its target's quantile. Size small has a control for the lower edge: at one d the biases
+start at zero, as the paper prints it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +33,13 @@ SMALL_D = (24, 37, 58, 74, 91, 128, 181)
 """91 is sqrt(n)."""
 SMALL_P = (0.35, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 """p / f."""
+CONTROL_D, CONTROL_P = 128, (0.35, 1.0, 2.8)
+"""Where biases also start at zero."""
+FROM_ZERO = "biases start at zero"
 COLUMNS = (
-    "n", "d", "M", "p", "p / f", "regime", "seed", "frr_080", "frr_090", "frr_080_untrained", "frr_090_untrained",
-    "predicted", "paper", "f", "band low", "band high", "band high, s = 3", "mean_l0", "dead", "status", "seconds",
-    "cell",
+    "control", "n", "d", "M", "p", "p / f", "regime", "seed", "frr_080", "frr_090", "frr_080_untrained",
+    "frr_090_untrained", "predicted", "paper", "f", "band low", "band high", "band high, s = 3", "mean_l0", "dead",
+    "status", "seconds", "cell",
 )  # fmt: skip
 
 
@@ -40,7 +47,12 @@ def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
     """One cell per d, p and seed, bottom row first."""
     if size in ("paper", "full"):
         full = heat_map.SIZES["full"]
-        return [({}, heat_map.cell_of(d, p, full, seed)) for p in heat_map.P for d in heat_map.D for seed in seeds]
+        return [
+            ({"control": ""}, heat_map.cell_of(d, p, full, seed))
+            for p in heat_map.P
+            for d in heat_map.D
+            for seed in seeds
+        ]
     n, dimensions, multiples = (64, (8, 16), (1.0, 4.0)) if size == "tiny" else (SMALL_N, SMALL_D, SMALL_P)
     own = heat_map.SIZES["tiny" if size == "tiny" else "eighth"]
     found = []
@@ -50,8 +62,14 @@ def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
                 BA(multiple * S / n, buffer=own.buffer), 4 * n, own.steps, own.batch, learning_rate=own.learning_rate,
                 decay=own.decay, start_bias="quantile",
             )  # fmt: skip
+            world = World(n, d, Exactly(S))
+            starts = {"": training}
+            if d == (16 if size == "tiny" else CONTROL_D) and multiple in CONTROL_P:
+                starts[FROM_ZERO] = replace(training, start_bias="zero")
             found += [
-                ({}, Cell(World(n, d, Exactly(S)), training, seed, samples=2_000, references=False)) for seed in seeds
+                ({"control": control}, Cell(world, chosen, seed, samples=2_000, references=False))
+                for control, chosen in starts.items()
+                for seed in seeds
             ]
     return found
 
@@ -94,11 +112,26 @@ def _paper(n: int, d: int, p: float) -> float:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """FRR at 0.9, one row per p / f (largest first), one column per d."""
+    """FRR at 0.9, one row per p / f (largest first), one column per d, and the control beside them."""
+    control = of_control(table).assign(**{"p / f": lambda part: part["p / f"].round(3)})
+    table = of_map(table)
     wide = table.assign(**{"p / f": table["p / f"].round(3)})
     wide = wide.pivot_table(index="p / f", columns="d", values="frr_090", aggfunc="mean").sort_index(ascending=False)
     wide.columns = [f"d = {d}" for d in wide.columns]
+    if len(control):
+        name = f"d = {control['d'].iloc[0]}, {FROM_ZERO}"
+        wide[name] = control.assign(frr_090=control["frr_090"].astype(float)).groupby("p / f")["frr_090"].mean()
     return wide.reset_index()
+
+
+def of_map(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the map."""
+    return table[table["control"] != FROM_ZERO]
+
+
+def of_control(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the control."""
+    return table[table["control"] == FROM_ZERO]
 
 
 def grid(table: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,6 +152,7 @@ def edges(values: np.ndarray) -> np.ndarray:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """The map at cosine 0.9 (and 0.8) with contours, f and the bands; the untrained share is in the title."""
+    table = of_map(table)
     figure, axes = new_figure(1, 2, width=5.0, height=4.6, sharey=True, squeeze=True)
     n, f = int(table["n"].iloc[0]), float(table["f"].iloc[0])
     for axis, column, tau in zip(axes, ("frr_090", "frr_080"), ("0.9", "0.8"), strict=True):
@@ -169,6 +203,7 @@ def _contour(axis: Any, d: np.ndarray, p: np.ndarray, share: np.ndarray, colour:
 
 def claims(table: pd.DataFrame) -> list[Claim]:
     """Recovery only inside the band; best above f, not at f; a floor in d."""
+    control, table = of_control(table), of_map(table)
     mean = table.assign(frr=table["frr_090"].astype(float), ratio=table["p / f"].round(3))
     mean = mean.groupby(["d", "ratio"], as_index=False)[["frr", "predicted", "band high, s = 3", "f"]].mean()
     low = mean[mean["ratio"] < 0.9]
@@ -184,9 +219,9 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         Claim(
             "Nothing is recovered below f (largest share at p < 0.9 f)", below, 0.17,
             None if below is None else below < 0.5,
-            "There is no lower edge here: biases that start at their targets' quantiles keep neurons that fire below "
-            "f, and the one-sided rule never raises a bias that still fires. The README's section on the lower edge "
-            "has the settings in which one appears (many adaptations of a small buffer)."
+            "There is no lower edge where biases start at their targets' quantiles: neurons that fire below f already "
+            "point somewhere when the rule begins to act, and it never raises a bias that still fires. "
+            + told_control(control)
             if below is not None and below >= 0.5 else "Recovery fades below f, as in the paper.",
         ),
         Claim(
@@ -211,6 +246,14 @@ def claims(table: pd.DataFrame) -> list[Claim]:
             "The predictor was frozen before this map was computed.",
         ),
     ]  # fmt: skip
+
+
+def told_control(control: pd.DataFrame) -> str:
+    """The control in words."""
+    if not len(control):
+        return ""
+    shares = ", ".join(f"{row['frr_090']:.2f} at {row['p / f']:.2g} f" for _, row in control.iterrows())
+    return f"Started at zero instead (d = {control['d'].iloc[0]}) the share recovered is {shares}. "
 
 
 EXPERIMENT = Experiment(
