@@ -6,6 +6,7 @@ sees the finished table only.
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -255,7 +256,7 @@ def compute_missing(
     parent = os.getpid() if local else None
     place = (store / "cells").absolute()
     tasks = (
-        joblib.delayed(_compute)(cell, place / key, parent, threads, FIT in experiment.needs, workers.device)
+        joblib.delayed(_compute)(cell, place / key, parent, threads, experiment.needs, workers.device)
         for key, cell in missing.items()
     )
     with workers.parallel(len(missing)) as parallel:
@@ -279,7 +280,7 @@ def experiment_config(experiment: Experiment, size: str, activations: Path | Non
     return config if activations is None else config | {"activations": activations.name}
 
 
-def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, arrays: bool, device: str) -> None:
+def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, needs: Sequence[str], device: str) -> None:
     """One cell in a worker, which stops when the command that started it is gone."""
 
     def alive(step: int, loss: float) -> None:
@@ -287,15 +288,17 @@ def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, arrays:
             os._exit(1)
 
     if (folder / RESULT).exists():
-        # Whoever asked has found it damaged, foreign or incomplete.
+        if intact(folder, cell.config(), needs) is not None:
+            return  # another command has computed it since
         logger.warning("%s is damaged or lacks a file and is computed again", folder)
         (folder / RESULT).unlink(missing_ok=True)
 
     def run() -> None:
-        # A worker of a killed command may hold the cell for one more step.
+        # Another command, or a worker of a killed one, may hold the cell: the first to finish serves both.
         run_cell(
-            cell, folder, device=device, threads=threads, picture=False, arrays=arrays, progress=alive, patience=30
-        )
+            cell, folder, device=device, threads=threads, picture=False, arrays=FIT in needs, progress=alive,
+            patience=math.inf,
+        )  # fmt: skip
 
     try:
         run()

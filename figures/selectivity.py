@@ -253,7 +253,14 @@ def told_control(control: pd.DataFrame) -> str:
     if not len(control):
         return ""
     shares = ", ".join(f"{row['frr_090']:.2f} at {row['p / f']:.2g} f" for _, row in control.iterrows())
-    return f"Started at zero instead (d = {control['d'].iloc[0]}) the share recovered is {shares}. "
+    alike = float(control["frr_090"].astype(float).max()) < 0.5
+    return f"Started at zero instead (d = {control['d'].iloc[0]}) the share recovered is {shares}" + (
+        ": at this budget the biases arrive when the learning rate is falling already, at every p alike. So the start "
+        "decides how long a run must be, not where recovery begins. Settings that do have a lower edge (many "
+        "adaptations, strong interference) stand in the project's README under Resonance. "
+        if alike
+        else ". "
+    )
 
 
 EXPERIMENT = Experiment(
