@@ -78,8 +78,9 @@ def section(name: str, title: str, result: dict[str, Any], claims: list[Claim]) 
     """Picture, table of the statements and the sentences on them."""
     seeds = result["seeds"]
     told = "seed" if len(seeds) == 1 else "seeds"
+    first = title[0].lower() if title[1].islower() else title[0]
     lines = [
-        f"## {name}: {title[0].lower()}{title[1:]}", "", f"![{title}]({name}.png)", "",
+        f"## {name}: {first}{title[1:]}", "", f"![{title}]({name}.png)", "",
         f"`sae-recovery run {name} --size {result['size']}`; {told} {', '.join(map(str, seeds))}.", "",
     ]  # fmt: skip
     if claims:

@@ -109,8 +109,8 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         Claim(
             "The width that is needed grows with 1/h^2 (M / n for a share of 0.9, largest level over smallest)", growth,
             float(asked.iloc[-1] / asked.iloc[0]), None if growth is None else growth > 1,
-            f"M / n for 0.9 by level: {widths}. A trained neuron wanders until a feature holds it, so that about one "
-            "neuron per feature is enough at every level; the proof's single step needs one that starts aligned.",
+            f"M / n for 0.9 by level: {widths}. Training for many steps needs about one neuron per feature; the "
+            "proof's single step needs one that starts aligned.",
         ),
         Claim(
             "The theorem's width n p^(-s) is sufficient, not necessary (needed over asked, largest over the levels)",
@@ -120,8 +120,8 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         Claim(
             "More width than needed costs recovery (not in the paper, whose theorem only asks for enough: largest loss "
             "of the share recovered from the best width to the widest)", float(lost.max()), None, None,
-            "At p = 2 f every neuron may fire on twice its feature's share. With many neurons per feature these share "
-            "the feature's samples and their reconstruction, and interference from other features bends them: at "
+            "Likely reason: at p = 2 f every neuron may fire on twice its feature's share. With many neurons per feature "
+            "these share the feature's samples and their reconstruction, and interference from other features bends them: at "
             f"M = {wide.columns.max():g} n the loss is "
             + ", ".join(f"{x:.2f} (1/h^2 = {s})" for s, x in lost.items()) + ".",
         ),
