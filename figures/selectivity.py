@@ -261,7 +261,8 @@ def told_floor(floor: float | None, table: pd.DataFrame) -> str:
     n = int(table["n"].iloc[0])
     return (
         f"In units of sqrt n the floor is {floor / n**0.5:.2f} here and {PAPER_FLOOR / 256:.2f} in the paper, in units "
-        f"of s {floor / S:.0f} and {PAPER_FLOOR / S:.0f}: with n = {n:,} against 65,536 it is d / s that the two maps share."
+        f"of s {floor / S:.0f} and {PAPER_FLOOR / S:.0f}: with n = {n:,} against 65,536 it is d / s "
+        "that the two maps share."
     )
 
 

@@ -120,9 +120,9 @@ def claims(table: pd.DataFrame) -> list[Claim]:
         Claim(
             "More width than needed costs recovery (not in the paper, whose theorem only asks for enough: largest loss "
             "of the share recovered from the best width to the widest)", float(lost.max()), None, None,
-            "Likely reason: at p = 2 f every neuron may fire on twice its feature's share. With many neurons per feature "
-            "these share the feature's samples and their reconstruction, and interference from other features bends them: at "
-            f"M = {wide.columns.max():g} n the loss is "
+            "Likely reason: at p = 2 f every neuron may fire on twice its feature's share. With many neurons per "
+            "feature these share the feature's samples and their reconstruction, and interference from other features "
+            f"bends them: at M = {wide.columns.max():g} n the loss is "
             + ", ".join(f"{x:.2f} (1/h^2 = {s})" for s, x in lost.items()) + ".",
         ),
     ]  # fmt: skip
