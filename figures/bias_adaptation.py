@@ -9,7 +9,7 @@ import pandas as pd
 
 from figures.cells import FIT, Cell, Watch, evaluation_sample, load_fit
 from figures.claims import Claim
-from figures.experiments import Experiment, Finished
+from figures.experiments import Experiment, Finished, learned
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE, new_figure, save_figure
 from simulator import GBA, Exactly, Sample, Training, World
 from simulator.training import prepare
@@ -34,6 +34,7 @@ def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
 def collect(done: Sequence[Finished]) -> pd.DataFrame:
     """One table for all panels, told apart by `panel`."""
     parts = []
+    done = learned(done)
     for one in done:
         targets = one.cell.training.targets()
         assert targets is not None
@@ -57,7 +58,7 @@ def collect(done: Sequence[Finished]) -> pd.DataFrame:
                 )
             )  # fmt: skip
         parts[-1]["seed"] = one.cell.seed
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def pre_activations(one: Finished, neurons: pd.DataFrame, targets: np.ndarray) -> pd.DataFrame:

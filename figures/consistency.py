@@ -9,7 +9,7 @@ import pandas as pd
 
 from figures.cells import FIT, Cell, load_fit
 from figures.claims import Claim
-from figures.experiments import Experiment, Finished, mean_and_interval
+from figures.experiments import Experiment, Finished, learned, mean_and_interval
 from figures.planted import planted
 from figures.style import ACCENT, DARK, MARKERS, MIDDLE, line_with_interval, new_figure, save_figure, seeds_text
 from theory.consistency import FEWEST, chance_share, max_cosines, top_neurons
@@ -44,6 +44,7 @@ def alphas(M: int) -> tuple[float, ...]:
 
 def pairs(done: Sequence[Finished]) -> list[tuple[Finished, np.ndarray]]:
     """Every finished cell with the MCS of its neurons, mean over the other seeds of its method."""
+    done = learned(done)
     arrays = [load_fit(one.folder)["W"] for one in done]
     found = []
     for i, one in enumerate(done):

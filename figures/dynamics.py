@@ -9,7 +9,7 @@ import pandas as pd
 
 from figures.cells import FIT, WORLD, Cell, Watch, load_fit
 from figures.claims import Claim
-from figures.experiments import Experiment, Finished
+from figures.experiments import Experiment, Finished, learned
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE, new_figure, save_figure, seeds_text
 from simulator import BA, Exactly, Training, World
 from simulator.storage import load_tensors
@@ -37,6 +37,7 @@ def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
 def collect(done: Sequence[Finished]) -> pd.DataFrame:
     """Rows of three kinds: `race` (one neuron and one followed feature), `rate` (FRR over steps), `rank`."""
     parts = []
+    done = learned(done)
     for one in done:
         history = pd.read_csv(one.folder / "history.csv")
         for tau in ("080", "090"):
@@ -48,7 +49,7 @@ def collect(done: Sequence[Finished]) -> pd.DataFrame:
         start = start_directions(one.cell.seed, *W.shape, one.cell.training.dtype)
         rank, cosine = initial_rank(V, start, W)
         parts.append(pd.DataFrame({"kind": "rank", "seed": one.cell.seed, "rank": rank, "value": cosine}))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _race(one: Finished, history: pd.DataFrame, m: int) -> pd.DataFrame:

@@ -266,6 +266,14 @@ def compute_missing(
                 progress(done, total)
 
 
+def learned(done: Sequence[Finished]) -> list[Finished]:
+    """Those that did not diverge: only they have neurons to look at. The others are named in the log."""
+    for one in done:
+        if one.result["status"] != "finished":
+            logger.warning("%s diverged (%s, seed %d) and is left out", one.folder, one.label, one.cell.seed)
+    return [one for one in done if one.result["status"] == "finished"]
+
+
 def collected(experiment: Experiment, done: Sequence[Finished]) -> pd.DataFrame:
     """The table of an experiment from its finished cells."""
     if experiment.collect is not None:

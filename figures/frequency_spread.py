@@ -9,7 +9,7 @@ import pandas as pd
 
 from figures.cells import Cell
 from figures.claims import Claim
-from figures.experiments import Experiment, Finished
+from figures.experiments import Experiment, Finished, learned
 from figures.style import ACCENT, DARK, LIGHT, new_figure, save_figure, seeds_text
 from simulator import GBA, Bernoulli, Training, World, Zipf
 
@@ -31,6 +31,7 @@ def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
 def collect(done: Sequence[Finished]) -> pd.DataFrame:
     """Rows of two kinds: every neuron with a feature above cosine 0.8 (`neuron`), every feature (`feature`)."""
     parts = []
+    done = learned(done)
     for one in done:
         neurons, features = (pd.read_csv(one.folder / f"{name}.csv") for name in ("neurons", "features"))
         group = np.unique(-neurons["target"], return_inverse=True)[1] + 1
@@ -46,7 +47,7 @@ def collect(done: Sequence[Finished]) -> pd.DataFrame:
             pd.DataFrame({"kind": "feature", "seed": one.cell.seed, "cosine": features["cosine"],
                           "feature frequency": frequency})
         )  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -82,7 +82,8 @@ def run_figure(options: Run, progress: Progress, tell: Callable[[str], None]) ->
 def write_figure(experiment: Experiment, table: pd.DataFrame, folder: Path, name: str) -> pd.DataFrame:
     """The table, its summary (returned) and the picture as PNG and PDF."""
     if not len(table):
-        raise RequestError(f"{experiment.name}: the finished cells give no row to draw; consistency needs two seeds")
+        reason = "they diverged, or there are fewer than two seeds"
+        raise RequestError(f"{experiment.name}: the finished cells give no row to draw: {reason}")
     short = experiment.summarise(table)
     write_csv(folder / ("table.csv" if name == experiment.name else f"{name}.csv"), table)
     write_csv(folder / "summary.csv", short)

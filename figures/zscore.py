@@ -96,6 +96,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def _panel(main: Any, top: Any, right: Any, part: pd.DataFrame, name: str, log_x: bool, log_y: bool) -> None:
     """A scatter plot with the histogram of each axis beside it; a neuron that is a planted feature is darker."""
     shown = part[(part["z_score"] > 0) & (part[name] > 0)]
+    if not len(shown):
+        main.text(0.5, 0.5, "no neuron varies", ha="center", va="center", transform=main.transAxes, fontsize=8)
+        return
     feature = shown["cosine"] > 0.9 if "cosine" in shown else pd.Series(True, index=shown.index)
     for kind, colour, label in ((~feature, LIGHT, "other"), (feature, DARK, "a planted feature (cosine > 0.9)")):
         told = label if name == "max_activation" else None

@@ -217,6 +217,25 @@ def test_figures_on_activations(name, tmp_path, capsys):
     assert code == 0, err
 
 
+def test_figures_on_activations_that_never_vary(tmp_path, capsys):
+    """Nothing can be learned from equal rows; the pictures say so instead of failing."""
+    np.save(tmp_path / "constant.npy", np.ones((50, 8), np.float32))
+    for name in ("loss-sparsity", "consistency", "group-ablation", "zscore"):
+        code, _, err = call(
+            capsys,
+            "run",
+            name,
+            "--size",
+            "tiny",
+            "--out",
+            tmp_path,
+            "--activations",
+            tmp_path / "constant.npy",
+            "--quiet",
+        )
+        assert code == 0, err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -228,7 +247,7 @@ def test_figures_on_activations(name, tmp_path, capsys):
         (("run", "width", "--scheduler", "tcp://a:1"), "--backend dask"),
         (("run", "width", "--activations", "x.npy"), "planted features"),
         (("run", "loss-sparsity", "--size", "tiny", "--activations", "missing.npy"), "missing.npy"),
-        (("run", "consistency", "--size", "tiny", "--seeds", "3"), "two seeds"),
+        (("run", "consistency", "--size", "tiny", "--seeds", "3"), "fewer than two seeds"),
         (("run", "width", "--size", "huge"), "huge"),
         (("plot", "nothing"), "there are"),
     ],
@@ -275,6 +294,33 @@ def test_estimates_grow_with_the_work():
     assert memory(paper, paper.world.d) > 8 * 48 * 262_144
     assert memory(small, small.world.d) < memory(paper, paper.world.d)
     assert estimate([], 2).seconds == 0
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "co-occurrence"])
+def test_a_diverged_run_is_left_out(name, tmp_path, monkeypatch):
+    """One seed diverges in every cell; the figure is drawn from the others (two of them, for consistency)."""
+    from dataclasses import replace
+
+    from figures.runner import write_figure
+
+    experiment = load_figure(name)
+    found = experiment.cells((0, 1, 2), "tiny")
+    kept = {}
+    for label, cell in found:
+        kept.setdefault(tuple(map(str, label.values())), []).append((label, cell))
+    few = [item for group in list(kept.values())[:2] for item in group]
+    wild = [
+        (label, replace(cell, training=replace(cell.training, learning_rate=1e30, unit_rows=False)) if k == 0 else cell)
+        for k, (label, cell) in enumerate(few)
+    ]
+    some = replace(experiment, cells=lambda seeds, size: wild)
+    if len(wild) == 1:
+        wild.append(found[0])
+    table, _ = run_experiment(some, tmp_path / "f", size="tiny", seeds=(0,), jobs=1, store=tmp_path)
+    states = {json.loads(file.read_text())["status"] for file in tmp_path.glob("cells/*/result.json")}
+    assert states == {"diverged", "finished"}
+    write_figure(some, table, tmp_path / "f", experiment.name)
+    assert (tmp_path / "f" / f"{name}.png").exists()
 
 
 def test_every_name_loads():
