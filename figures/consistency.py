@@ -1,4 +1,8 @@
-"""Figure consistency: are the same neurons found again by another seed, and are those that are found the right ones?"""
+"""Figure consistency: are the same neurons found again by another seed, and are those that are found the right ones?
+
+The MCS of a run is the mean over the other seeds. The seeds share those pairs, so that the intervals over seeds are
+somewhat too narrow.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
