@@ -298,8 +298,8 @@ def told_long(long: pd.DataFrame) -> tuple[float | None, float | None, bool | No
         gain, 0.92, gain > 0.05,
         f"Share recovered at cosine 0.9 by p: {told}; at 0.8 at least {long['frr_080'].astype(float).min():.2f} "
         "everywhere. So the edge comes with many adaptations: the rule compares counts, p acts through the whole "
-        "part of p B only (1 at f and at 1.4 f, 2 at 2 f), and a threshold that is pushed up thousands of times by single "
-        "counts leaves the neuron a part of its feature's samples and an oblique direction. With B = 25,600 the "
+        "part of p B only (1 at f and at 1.4 f, 2 at 2 f), and a threshold that is pushed up thousands of times by "
+        "single counts leaves the neuron a part of its feature's samples and an oblique direction. With B = 25,600 the "
         "authors' edge lies where the whole part of p B goes from 1 to 2 as well; theirs is deeper.",
     )  # fmt: skip
 
