@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, World, fit, stream
+from llm_bridge.sources import LiveActivations, StoredActivations
+from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, World, fit
 from simulator.checks import whole
 from simulator.config import NUMBERS, difference, fingerprint, to_config
 from simulator.storage import load_tensors, save_tensors, write_atomically
@@ -42,6 +43,15 @@ MEASURES = 2
 """Raised whenever a cell's tables gain or lose a column, so that a figure never meets a cell without it."""
 
 
+Activations = Path | StoredActivations | LiveActivations
+"""A file with a matrix, a folder with a store, or a model and a text: real activations in place of a world."""
+
+
+def activations_name(data: Activations) -> str:
+    """What a folder of results calls them."""
+    return data.stem if isinstance(data, Path) else data.label
+
+
 @dataclass(frozen=True)
 class Watch:
     """What joins the history of a cell, line by line."""
@@ -56,12 +66,12 @@ class Watch:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is computed: a world or a matrix of activations, a training, a seed, and how it is judged."""
+    """What is computed: a world or real activations, a training, a seed, and how it is judged."""
 
     world: World | None
     training: Training
     seed: int
-    activations: Path | None = None
+    activations: Activations | None = None
     samples: int = 20_000
     """Fresh samples on which codes are judged."""
     references: bool = True
@@ -79,6 +89,10 @@ class Cell:
         if self.world is not None:
             return self.world.stream(self.seed, dtype=self.training.dtype, dictionary_seed=self.dictionary_seed)
         assert self.activations is not None
+        if not isinstance(self.activations, Path):
+            return self.activations.source(self.seed)
+        if self.activations.is_dir():
+            return StoredActivations(self.activations).source(self.seed)
         return ActivationMatrix(self.activations, self.seed)
 
     def config(self, source: Any = None) -> dict[str, Any]:
@@ -173,6 +187,7 @@ def run_cell(
     picture: bool = True,
     arrays: bool = True,
     patience: float = 0.0,
+    source: Any = None,
 ) -> dict[str, Any]:
     """Compute a cell into its folder, continue it, or read it if it is finished.
 
@@ -183,11 +198,12 @@ def run_cell(
         picture: whether to draw report.png.
         arrays: whether to keep W, a, b, b_pre and V.
         patience: seconds to wait for another process that holds the folder.
+        source: `cell.source()`, where it is at hand already.
 
     Returns:
         The content of result.json.
     """
-    source = cell.source() if cell.world is None else None
+    source = source or (cell.source() if cell.world is None else None)
     config = cell.config(source)
     key = fingerprint(config)
     finished = refuse_foreign(folder, config)
@@ -226,9 +242,9 @@ def run_cell(
             "device": outcome.device,
             "engine": outcome.engine,
             "threads": outcome.threads,
-        }
+        } | origin(cell)
         if arrays:
-            save_fit(folder, outcome)
+            save_fit(folder, outcome, getattr(source, "offset", None))
         if arrays and cell.world is not None:
             save_tensors(folder / WORLD, {"V": source.V}, {"config": config["data"], "seed": cell.seed})
         for name, table in tables.items():
@@ -266,9 +282,22 @@ def intact(folder: Path, config: dict[str, Any], needs: Sequence[str] = ()) -> d
         return None
 
 
-def save_fit(folder: Path, outcome: Fit) -> None:
-    """The learned arrays: fit.safetensors with W (M x d), a, b, b_pre."""
+def origin(cell: Cell) -> dict[str, Any]:
+    """Where real activations came from, so that later commands find them; no part of the configuration."""
+    data = cell.activations
+    if isinstance(data, LiveActivations):
+        return {"origin": {"model": data.model, "layer": data.layer}}
+    if data is None or (isinstance(data, Path) and not data.is_dir()):
+        return {}
+    folder, layer = (data, None) if isinstance(data, Path) else (data.folder, data.layer)
+    return {"origin": {"store": str(Path(folder).resolve()), "layer": layer}}
+
+
+def save_fit(folder: Path, outcome: Fit, offset: np.ndarray | None = None) -> None:
+    """The learned arrays: fit.safetensors with W (M x d), a, b, b_pre, and the offset taken off the activations."""
     arrays = {"W": outcome.W, "a": outcome.a, "b": outcome.b, "b_pre": outcome.b_pre}
+    if offset is not None:
+        arrays["offset"] = offset
     save_tensors(folder / FIT, arrays, {"training": to_config(outcome.training), "status": outcome.status})
 
 
@@ -303,10 +332,9 @@ def plain(value: Any) -> Any:
 
 
 def evaluation_sample(cell: Cell, source: Any) -> Sample | np.ndarray:
-    """Fresh samples of the world (stream "evaluation"), or rows of the activations."""
+    """Fresh samples of the world (stream "evaluation"), or rows of the activations, held out where they are many."""
     if cell.world is not None:
         return cell.world.sample(
             cell.samples, cell.seed, name="evaluation", dtype=cell.training.dtype, dictionary_seed=cell.dictionary_seed
         )
-    rows = stream(cell.seed, "evaluation").permutation(source.N)[: cell.samples]
-    return np.asarray(source.matrix[rows], dtype=cell.training.dtype)
+    return np.asarray(source.evaluation(cell.samples, cell.seed), dtype=cell.training.dtype)

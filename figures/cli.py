@@ -18,15 +18,16 @@ from typing import Any
 
 import tyro
 
+from figures import bridge_options, run_options
 from figures import options as _options
-from figures import run_options
+from figures.bridge_options import Capture, Dashboard, Evaluate, Export, Train
 from figures.options import Bench, Check, HeatMap, Identify, TheoremOptions, Verify
 from figures.presets import PRESETS, load_preset
 from figures.run_options import Plot, Reproduce, Run, Status
 from simulator.errors import RequestError
 
-COMMANDS = _options.COMMANDS | run_options.COMMANDS
-CONTINUED = ("verify", "heat-map", "theorem", "run", "reproduce")
+COMMANDS = _options.COMMANDS | run_options.COMMANDS | bridge_options.COMMANDS
+CONTINUED = ("verify", "heat-map", "theorem", "run", "reproduce", "capture", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,6 +99,8 @@ def _run(arguments: list[str]) -> int:
 
         with _cells_bar(options.quiet or options.json) as progress:
             result, text = reproduce(options, progress, _tell)
+    elif isinstance(options, Capture | Train | Evaluate | Dashboard | Export):
+        result, text = _bridge(options)
     elif options.preset is not None:
         result, text = _preset(options)
     else:
@@ -259,6 +262,23 @@ def _preset(options: Verify) -> tuple[dict[str, Any], str]:
     tables = "\n\n".join(table_text(part) for part in (short, beside) if len(part))
     text = f"{experiment.title}\n\n{tables}\n\nEvery cell, the table and the picture: {folder}"
     return result, text
+
+
+def _bridge(options: Any) -> tuple[dict[str, Any], str]:
+    from figures import bridge
+
+    if isinstance(options, Export):
+        return bridge.run_export(options)
+    if isinstance(options, Evaluate | Dashboard):
+        run = bridge.run_evaluate if isinstance(options, Evaluate) else bridge.run_dashboard
+        return run(options, _tell)  # type: ignore[arg-type]
+    if isinstance(options, Capture):
+        with _bar(options.tokens, "token", options.quiet or options.json) as advance:
+            return bridge.run_capture(
+                options, lambda rows, rate: advance(min(rows, options.tokens), f"{rate:,.0f} tokens/s")
+            )
+    with _bar(options.steps, "step", options.quiet or options.json) as advance:
+        return bridge.run_train(options, lambda step, loss: advance(step, f"loss {loss:.4f}" if step % 20 == 0 else ""))
 
 
 def _bench(options: Bench) -> tuple[dict[str, Any], str]:

@@ -4,7 +4,8 @@ The MCS of a run is the mean over the other seeds. The seeds share those pairs, 
 somewhat too narrow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from figures.cells import FIT, Cell, load_fit
 from figures.claims import Claim
 from figures.experiments import Experiment, Finished, learned, mean_and_interval
-from figures.planted import planted
+from figures.planted import Planted, planted, real
 from figures.style import ACCENT, DARK, MARKERS, MIDDLE, line_with_interval, new_figure, save_figure, seeds_text
 from theory.consistency import FEWEST, chance_share, max_cosines, top_neurons
 
@@ -31,9 +32,11 @@ PAPER_080 = {
 }  # fmt: skip
 
 
-def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
+def cells(
+    seeds: Sequence[int], size: str, settings: Callable[[str], Planted] = planted
+) -> list[tuple[dict[str, Any], Cell]]:
     """The same cells as in figure loss-sparsity, where both have the seed."""
-    own = planted(size)
+    own = settings(size)
     return [
         ({"method": name, "knob": knob}, own.cell(method, seed))
         for name, knob, method in own.chosen()
@@ -172,5 +175,5 @@ def claims(table: pd.DataFrame) -> list[Claim]:
 
 EXPERIMENT = Experiment(
     "consistency", "Share of the top neurons that another seed finds too", cells, summarise, draw, seeds=(0, 1, 2),
-    collect=collect, needs=(FIT,), claims=claims, any_source=True,
+    collect=collect, needs=(FIT,), claims=claims, on_activations=partial(cells, settings=real),
 )  # fmt: skip

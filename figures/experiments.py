@@ -18,7 +18,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from figures.cells import CHECKPOINT, FIT, RESULT, Cell, claimed, intact, refuse_foreign, run_cell
+from figures.cells import (
+    CHECKPOINT,
+    FIT,
+    RESULT,
+    Activations,
+    Cell,
+    claimed,
+    intact,
+    refuse_foreign,
+    run_cell,
+)
 from figures.claims import Claim
 from simulator import RequestError
 from simulator.config import fingerprint
@@ -63,7 +73,8 @@ class Experiment:
         needs: files of a cell that `measure` and `collect` read; cells without them are computed again.
         small_seeds: seeds at size small, where they are fewer.
         claims: the paper's statements about this figure, tested on the table.
-        any_source: whether the cells can run on a matrix of activations in place of the planted world.
+        on_activations: like `cells`, the trainings to run on real activations in place of the planted world; None
+            where the question is about planted features.
     """
 
     name: str
@@ -77,7 +88,7 @@ class Experiment:
     needs: tuple[str, ...] = ()
     small_seeds: tuple[int, ...] | None = None
     claims: Callable[[pd.DataFrame], list[Claim]] | None = None
-    any_source: bool = False
+    on_activations: Callable[[Sequence[int], str], list[tuple[dict[str, Any], Cell]]] | None = None
 
     def chosen_seeds(self, size: str, seeds: Sequence[int] | None = None) -> tuple[int, ...]:
         """The seeds of a run.
@@ -146,19 +157,20 @@ class Workers:
 
 
 def labelled_cells(
-    experiment: Experiment, size: str, seeds: Sequence[int] | None = None, activations: Path | None = None
+    experiment: Experiment, size: str, seeds: Sequence[int] | None = None, activations: Activations | None = None
 ) -> list[tuple[dict[str, Any], Cell, dict[str, Any]]]:
     """Label, cell and its configuration of every cell of a run.
 
     Args:
         experiment, size, seeds: as in `run_experiment`.
-        activations: train every cell on this matrix instead of its planted world.
+        activations: train every cell on these instead of its planted world.
     """
-    found = experiment.cells(experiment.chosen_seeds(size, seeds), size)
+    chosen = experiment.chosen_seeds(size, seeds)
     if activations is None:
-        return [(label, cell, cell.config()) for label, cell in found]
-    if not experiment.any_source:
+        return [(label, cell, cell.config()) for label, cell in experiment.cells(chosen, size)]
+    if experiment.on_activations is None:
         raise RequestError(f"{experiment.name} asks about planted features; it does not run on --activations")
+    found = experiment.on_activations(chosen, size)
     source = None
     rows = []
     for label, cell in found:
@@ -192,7 +204,7 @@ def run_experiment(
     jobs: int = 0,
     workers: Workers | None = None,
     store: Path | None = None,
-    activations: Path | None = None,
+    activations: Activations | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compute what is missing and return the table, one row per cell unless the experiment says otherwise.
@@ -206,7 +218,7 @@ def run_experiment(
         workers: in place of `jobs`, also other machines.
         store: where cells are kept, in a subfolder named by the hash of their configuration; experiments that
             share cells share them there. None: `folder`.
-        activations: a matrix to train on in place of the planted world.
+        activations: real ones, to train on in place of the planted world.
         progress: called with (cells done, cells in all).
 
     Returns:
@@ -282,10 +294,12 @@ def collected(experiment: Experiment, done: Sequence[Finished]) -> pd.DataFrame:
     return pd.DataFrame([one.row() | more(one.folder) for one in done])
 
 
-def experiment_config(experiment: Experiment, size: str, activations: Path | None = None) -> dict[str, Any]:
+def experiment_config(experiment: Experiment, size: str, activations: Activations | None = None) -> dict[str, Any]:
     """What a folder belongs to. Seeds do not: more of them extend it."""
     config = {"preset": experiment.name, "size": size}
-    return config if activations is None else config | {"activations": activations.name}
+    if activations is None:
+        return config
+    return config | {"activations": activations.name if isinstance(activations, Path) else activations.label}
 
 
 def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, needs: Sequence[str], device: str) -> None:

@@ -1,6 +1,7 @@
 """Figure group-ablation: highest and lowest target frequency (HTF, LTF) and number of groups of GBA."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from figures.cells import Cell
 from figures.claims import Claim
 from figures.experiments import Experiment, Finished, mean_and_interval
-from figures.planted import planted
+from figures.planted import Planted, planted, real
 from figures.style import ACCENT, DARK, LIGHT, MARKERS, MIDDLE, line_with_interval, new_figure, save_figure, seeds_text
 from simulator import GBA, TopK
 
@@ -20,12 +21,14 @@ HTF, LTF, GROUPS = (0.05, 0.1, 0.3, 0.5), (1e-2, 1e-3, 1e-4), (1, 3, 10, 20)
 PAPER_10_TO_20, PAPER_3_TO_10 = 0.043, 0.36
 
 
-def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
+def cells(
+    seeds: Sequence[int], size: str, settings: Callable[[str], Planted] = planted
+) -> list[tuple[dict[str, Any], Cell]]:
     """The grid at half the width of the other figures, and TopK as the line to compare with.
 
     One group has the target HTF only.
     """
-    own = planted(size)
+    own = settings(size)
     M = own.neurons // 2 if size == "small" else own.neurons
     high, low = ((0.1, 0.5), (1e-2, 1e-3)) if size == "tiny" else (HTF, LTF)
     found = []
@@ -149,5 +152,5 @@ def claims(table: pd.DataFrame) -> list[Claim]:
 
 EXPERIMENT = Experiment(
     "group-ablation", "GBA: highest and lowest target frequency and number of groups", cells, summarise, draw,
-    seeds=(0, 1, 2), collect=collect, small_seeds=(0, 1), claims=claims, any_source=True,
+    seeds=(0, 1, 2), collect=collect, small_seeds=(0, 1), claims=claims, on_activations=partial(cells, settings=real),
 )  # fmt: skip

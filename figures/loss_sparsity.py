@@ -1,6 +1,7 @@
 """Figure loss-sparsity: reconstruction loss against the fraction of activated neurons, for every method."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from figures.cells import FIT, Cell
 from figures.claims import Claim
 from figures.experiments import Experiment, Finished, mean_and_interval
-from figures.planted import planted
+from figures.planted import Planted, planted, real
 from figures.style import ACCENT, DARK, MIDDLE, line_with_interval, new_figure, save_figure, seeds_text
 
 # Read off the authors' figure, panel Github-Layer26: GBA at (fraction 0.005, loss 0.156); TopK (post) and L1 there
@@ -27,8 +28,10 @@ LOOKS = {
 }
 
 
-def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
-    own = planted(size)
+def cells(
+    seeds: Sequence[int], size: str, settings: Callable[[str], Planted] = planted
+) -> list[tuple[dict[str, Any], Cell]]:
+    own = settings(size)
     return [
         ({"method": name, "knob": knob}, own.cell(method, seed))
         for name, knob, method in own.settings()
@@ -150,5 +153,5 @@ def _remark(other: str, ours: float | None, limit: float, ratios: list[float]) -
 
 EXPERIMENT = Experiment(
     "loss-sparsity", "Loss against the fraction of activated neurons", cells, summarise, draw, seeds=(0, 1, 2),
-    collect=collect, needs=(FIT,), claims=claims, any_source=True,
+    collect=collect, needs=(FIT,), claims=claims, on_activations=partial(cells, settings=real),
 )  # fmt: skip

@@ -16,43 +16,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verify:
-    """Sample a world with planted features, train a sparse autoencoder on it, say which features were recovered."""
+class Learner:
+    """The options of a training, whatever it is trained on."""
 
-    preset: str | None = None
-    """Run a whole table instead of one cell: first-recovery, thousand-features, imbalanced-toy,
-    imbalanced-toy-trials, resonance, resonance-buffer, robustness-cooccurrence, -coherence, -dictionary,
-    -frequencies, -coefficients, -noise. Only --out, --seeds, --jobs, --size, --json and --quiet apply then."""
-
-    # The world.
-    n: int = 128
-    """Number of planted features."""
-    d: int = 42
-    """Dimension of the activations; n > d is superposition."""
-    s: tuple[int, ...] = (3,)
-    """Active features per sample. Several numbers: a mixture, each for an equal share of the samples."""
-    support: Literal["exactly", "bernoulli", "paired"] = "exactly"
-    """Law of the supports: exactly s of n; independent with mean s; exactly s with co-occurring pairs."""
-    rho: float = 0.5
-    """With --support paired: P(partner active | feature active)."""
-    zipf: float = 0.0
-    """Exponent of Zipf feature frequencies; 0: all equal."""
-    dictionary: Literal["gaussian", "sphere", "orthonormal", "coherent"] = "gaussian"
-    """Law of the features V."""
-    mean_cosine: float = 0.3
-    """With --dictionary coherent: mean cosine between two features."""
-    features: Path | None = None
-    """A .npy or .safetensors file with V itself, n x d, instead of a law."""
-    coefficients: Literal["constant", "uniform", "exponential", "half-normal"] = "constant"
-    """Law of the non-zero coefficients."""
-    unit_rows: bool = True
-    """Scale each row of H to unit norm."""
-    noise: float = 0.0
-    """Standard deviation of Gaussian noise on each coordinate."""
-    activations: Path | None = None
-    """A .npy or .safetensors matrix of activations instead of a world; recovery is then unknown."""
-
-    # The training.
     method: Literal["ba", "gba", "topk", "l1"] = "gba"
     """Bias adaptation with one target, with groups of targets, TopK, or an L1 penalty."""
     p: float = 0.03
@@ -90,12 +56,95 @@ class Verify:
     """Last share of the steps with a learning rate that falls to 0."""
     start_scale: float = 0.1
     """Output scale of every neuron at the start; small, so that neurons first learn on their own."""
-    start_bias: Literal["zero", "quantile"] = "zero"
-    """Biases at the start: zero as in the paper, or where a random neuron meets its target (ba, gba)."""
+    start_bias: Literal["auto", "zero", "quantile"] = "zero"
+    """Biases at the start: zero as in the paper, or where a random neuron meets its target (ba, gba; auto: there)."""
     normalise: bool = True
     """Scale every input to unit norm."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the training."""
+
+    def belongs(self) -> dict[str, tuple[bool, str]]:
+        """Options of one method: whether it is that method, and which."""
+        adaptive, words = self.method in ("ba", "gba"), "--method ba or gba"
+        return {
+            "p": (self.method == "ba", "--method ba"),
+            **dict.fromkeys(("htf", "ltf", "groups"), (self.method == "gba", "--method gba")),
+            **dict.fromkeys(("rule", "gamma", "buffer", "start_bias"), (adaptive, words)),
+            **dict.fromkeys(("k", "auxiliary_k"), (self.method == "topk", "--method topk")),
+            "l1": (self.method == "l1", "--method l1"),
+        }  # fmt: skip
+
+    def refuse(self, belongs: dict[str, tuple[bool, str]]) -> None:
+        """One line for an option that was given and would change nothing: it was meant for something else.
+
+        Raises:
+            RequestError: naming the option and what it belongs to.
+        """
+        from simulator.errors import RequestError
+
+        default = type(self)()
+        for name, (applies, to) in belongs.items():
+            if getattr(self, name) != getattr(default, name) and not applies:
+                raise RequestError(f"--{name.replace('_', '-')} belongs to {to}; leave it out")
+
+    def _start(self) -> Literal["zero", "quantile"]:
+        """Where the biases start; "auto" (of `train`): at the quantiles where there are targets."""
+        adaptive = self.method in ("ba", "gba")
+        return "quantile" if self.start_bias == "quantile" or (self.start_bias == "auto" and adaptive) else "zero"
+
+    def training(self) -> Training:
+        """The training that the options describe."""
+        from simulator import BA, GBA, L1, OneSided, TopK, Training, TwoSided
+
+        rule = (OneSided if self.rule == "one-sided" else TwoSided)(self.gamma, self.gamma)
+        method = {
+            "ba": lambda: BA(self.p, rule, self.buffer),
+            "gba": lambda: GBA(self.htf, self.ltf, self.groups, rule, self.buffer),
+            "topk": lambda: TopK(self.k, self.auxiliary_k),
+            "l1": lambda: L1(self.l1),
+        }[self.method]()
+        return Training(
+            method, self.neurons, self.steps, self.batch, self.activation, self.learning_rate, self.decay,
+            start_scale=self.start_scale, start_bias=self._start(), normalise=self.normalise, dtype=self.dtype,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verify(Learner):
+    """Sample a world with planted features, train a sparse autoencoder on it, say which features were recovered."""
+
+    preset: str | None = None
+    """Run a whole table instead of one cell: first-recovery, thousand-features, imbalanced-toy,
+    imbalanced-toy-trials, resonance, resonance-buffer, robustness-cooccurrence, -coherence, -dictionary,
+    -frequencies, -coefficients, -noise. Only --out, --seeds, --jobs, --size, --json and --quiet apply then."""
+
+    # The world.
+    n: int = 128
+    """Number of planted features."""
+    d: int = 42
+    """Dimension of the activations; n > d is superposition."""
+    s: tuple[int, ...] = (3,)
+    """Active features per sample. Several numbers: a mixture, each for an equal share of the samples."""
+    support: Literal["exactly", "bernoulli", "paired"] = "exactly"
+    """Law of the supports: exactly s of n; independent with mean s; exactly s with co-occurring pairs."""
+    rho: float = 0.5
+    """With --support paired: P(partner active | feature active)."""
+    zipf: float = 0.0
+    """Exponent of Zipf feature frequencies; 0: all equal."""
+    dictionary: Literal["gaussian", "sphere", "orthonormal", "coherent"] = "gaussian"
+    """Law of the features V."""
+    mean_cosine: float = 0.3
+    """With --dictionary coherent: mean cosine between two features."""
+    features: Path | None = None
+    """A .npy or .safetensors file with V itself, n x d, instead of a law."""
+    coefficients: Literal["constant", "uniform", "exponential", "half-normal"] = "constant"
+    """Law of the non-zero coefficients."""
+    unit_rows: bool = True
+    """Scale each row of H to unit norm."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on each coordinate."""
+    activations: Path | None = None
+    """A .npy or .safetensors matrix of activations instead of a world; recovery is then unknown."""
 
     # The run.
     seed: int = 0
@@ -131,14 +180,7 @@ class Verify:
     """Size of a preset: tiny takes seconds and shows only that it runs."""
 
     def refuse_idle(self) -> None:
-        """One line for an option that was given and would change nothing: it was meant for something else.
-
-        Raises:
-            RequestError: naming the option and what it belongs to.
-        """
-        from simulator.errors import RequestError
-
-        default = Verify()
+        """Refuse options that were given and would change nothing, as in `refuse`."""
         data, law = self.activations is not None, self.features is None
         world = ("n", "d", "s", "support", "rho", "zipf", "dictionary", "mean_cosine", "features", "coefficients",
                  "unit_rows", "noise")  # fmt: skip
@@ -147,20 +189,12 @@ class Verify:
             "rho": (not data and self.support == "paired", "--support paired"),
             "mean_cosine": (not data and law and self.dictionary == "coherent", "--dictionary coherent"),
             "dictionary": (not data and law, "a law of V, not to --features"),
-            "p": (self.method == "ba", "--method ba"),
-            **dict.fromkeys(("htf", "ltf", "groups"), (self.method == "gba", "--method gba")),
-            **dict.fromkeys(
-                ("rule", "gamma", "buffer", "start_bias"), (self.method in ("ba", "gba"), "--method ba or gba")
-            ),
-            **dict.fromkeys(("k", "auxiliary_k"), (self.method == "topk", "--method topk")),
-            "l1": (self.method == "l1", "--method l1"),
+            **self.belongs(),
             **dict.fromkeys(("seeds", "jobs", "size"), (False, "--preset")),
         }  # fmt: skip
         if not law:
             belongs |= dict.fromkeys(("n", "d"), (False, "a law of V; --features brings its own n and d"))
-        for name, (applies, to) in belongs.items():
-            if getattr(self, name) != getattr(default, name) and not applies:
-                raise RequestError(f"--{name.replace('_', '-')} belongs to {to}; leave it out")
+        self.refuse(belongs)
 
     def world(self) -> World | None:
         """The world that the options describe; None with --activations."""
@@ -218,22 +252,6 @@ class Verify:
             "half-normal": HalfNormal,
         }[self.coefficients]()  # fmt: skip
         return World(n, d, support, dictionary, coefficients, self.unit_rows, self.noise)
-
-    def training(self) -> Training:
-        """The training that the options describe."""
-        from simulator import BA, GBA, L1, OneSided, TopK, Training, TwoSided
-
-        rule = (OneSided if self.rule == "one-sided" else TwoSided)(self.gamma, self.gamma)
-        method = {
-            "ba": lambda: BA(self.p, rule, self.buffer),
-            "gba": lambda: GBA(self.htf, self.ltf, self.groups, rule, self.buffer),
-            "topk": lambda: TopK(self.k, self.auxiliary_k),
-            "l1": lambda: L1(self.l1),
-        }[self.method]()
-        return Training(
-            method, self.neurons, self.steps, self.batch, self.activation, self.learning_rate, self.decay,
-            start_scale=self.start_scale, start_bias=self.start_bias, normalise=self.normalise, dtype=self.dtype,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ differ in initialisation and batches; cells are shared between the figures. With
 run on a matrix of real activations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from figures.cells import Cell
 from simulator import BA, GBA, L1, Bernoulli, HalfNormal, TopK, Training, World, Zipf
@@ -29,20 +29,22 @@ class Planted:
     gba: tuple[tuple[float, float], ...] = ((0.03, 1e-3), (0.1, 1e-4), (0.1, 1e-3), (0.1, 1e-2), (0.3, 1e-3))
     chosen_l1: float = 0.01
     samples: int = 10_000
+    buffer: int = 5_120
+    """Of BA and GBA."""
 
     def settings(self) -> list[tuple[str, str, Method]]:
         """Method, knob in words, method object; five or more knob settings each."""
         return [
             *(("TopK", f"K={k}", TopK(k)) for k in self.topk),
             *(("L1", f"λ={weight:g}", L1(weight)) for weight in self.l1),
-            *(("BA", f"p={p:g}", BA(p)) for p in self.p),
-            *(("GBA", f"{high:g}..{low:g}", GBA(high, low)) for high, low in self.gba),
+            *(("BA", f"p={p:g}", BA(p, buffer=self.buffer)) for p in self.p),
+            *(("GBA", f"{high:g}..{low:g}", GBA(high, low, buffer=self.buffer)) for high, low in self.gba),
         ]
 
     def chosen(self) -> list[tuple[str, str, Method]]:
         """The setting of each method whose neurons are looked at one by one; GBA's is the paper's."""
         return [
-            ("GBA", "0.1..0.001", GBA()), ("TopK", f"K={self.chosen_k}", TopK(self.chosen_k)),
+            ("GBA", "0.1..0.001", GBA(buffer=self.buffer)), ("TopK", f"K={self.chosen_k}", TopK(self.chosen_k)),
             ("L1", f"λ={self.chosen_l1:g}", L1(self.chosen_l1)),
         ]  # fmt: skip
 
@@ -72,6 +74,22 @@ SIZES = {
     ),
 }  # fmt: skip
 """small: frequencies from 0.52 down to 0.003. paper: width, dimension, K and lambda of the paper's runs."""
+
+
+REAL = {
+    "tiny": replace(SIZES["tiny"], topk=(2, 4, 8), p=(0.02, 0.05, 0.1), l1=(0.01, 0.003, 0.001), chosen_l1=0.003),
+    "small": replace(
+        SIZES["small"], steps=1_000, topk=(16, 32, 64), p=(0.005, 0.01, 0.02), l1=(0.01, 0.003, 0.001),
+        gba=((0.03, 1e-3), (0.1, 1e-4), (0.1, 1e-3)), chosen_k=32, chosen_l1=0.003, buffer=1_024,
+    ),
+    "paper": SIZES["paper"],
+}  # fmt: skip
+"""For real activations: fewer settings, in the range that they need; `world` plays no part."""
+
+
+def real(size: str) -> Planted:
+    """The trainings on real activations at that size."""
+    return REAL["paper" if size == "full" else size]
 
 
 def planted(size: str) -> Planted:

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+if TYPE_CHECKING:
+    from figures.cells import Activations
+
 Size = Literal["tiny", "small", "paper"]
+
+
+def chosen_activations(path: Path | None, layer: str | None) -> Activations | None:
+    """A file as it is, a folder as a store; None without a path.
+
+    Raises:
+        RequestError: a layer without a store.
+    """
+    from simulator.errors import RequestError
+
+    if path is not None and path.is_dir():
+        from llm_bridge.sources import StoredActivations
+
+        return StoredActivations(path, layer)
+    if layer is not None:
+        raise RequestError("--layer belongs to a store of activations; leave it out")
+    return path
 
 
 @dataclass(frozen=True)
@@ -17,7 +37,7 @@ class Run:
 
     name: Annotated[str, tyro.conf.Positional]
     """bias-adaptation, loss-sparsity, consistency, group-ablation, selectivity, zscore, imbalanced-toy,
-    co-occurrence, width, frequency-spread, dynamics."""
+    co-occurrence, width, frequency-spread, dynamics; and proxies, which is not in the paper."""
     size: Size = "small"
     """tiny: seconds; small: minutes on a laptop; paper: the paper's sizes, an estimate is printed first."""
     seeds: tuple[int, ...] | None = None
@@ -31,14 +51,20 @@ class Run:
     device: str = "cpu"
     """cpu, cuda, or auto (first GPU, else CPU); with a GPU take --jobs 1 unless its memory holds several."""
     activations: Path | None = None
-    """A .npy or .safetensors matrix to train on instead of the planted world (loss-sparsity, consistency,
-    group-ablation, zscore)."""
+    """A .npy or .safetensors matrix, or a store of sae-recovery capture, to train on instead of the planted world
+    (loss-sparsity, consistency, group-ablation, zscore)."""
+    layer: str | None = None
+    """Layer of a store that holds several."""
     out: Path = Path("runs")
     """Store: cells/ is shared by all figures, figures/ has tables and pictures."""
     quiet: bool = False
     """No progress bar."""
     json: bool = False
     """Print one JSON object on standard output instead of the table."""
+
+    def data(self) -> Activations | None:
+        """The real activations, if any."""
+        return chosen_activations(self.activations, self.layer)
 
 
 @dataclass(frozen=True)
@@ -51,10 +77,16 @@ class Plot:
     """As in run."""
     activations: Path | None = None
     """As in run."""
+    layer: str | None = None
+    """As in run."""
     out: Path = Path("runs")
     """The store."""
     json: bool = False
     """Print one JSON object on standard output instead of text."""
+
+    def data(self) -> Activations | None:
+        """The real activations, if any."""
+        return chosen_activations(self.activations, self.layer)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from figures.cells import plain, refuse_foreign, write_csv, write_json
+from figures.cells import Activations, activations_name, plain, refuse_foreign, write_csv, write_json
 from figures.estimate import estimate
 from figures.experiments import (
     Experiment,
@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
-def figure_folder(out: Path, name: str, size: str, activations: Path | None = None) -> Path:
+def figure_folder(out: Path, name: str, size: str, activations: Activations | None = None) -> Path:
     """Where the table and the pictures of a figure are."""
-    return out / "figures" / (f"{name}-{size}" if activations is None else f"{name}-{size}-{activations.stem}")
+    own = "" if activations is None else f"-{activations_name(activations)}"
+    return out / "figures" / f"{name}-{size}{own}"
 
 
 def run_figure(options: Run, progress: Progress, tell: Callable[[str], None]) -> tuple[dict[str, Any], str]:
@@ -51,21 +52,21 @@ def run_figure(options: Run, progress: Progress, tell: Callable[[str], None]) ->
     Returns:
         Content of result.json, and the text for a person.
     """
-    experiment = load_figure(options.name)
+    experiment, data = load_figure(options.name), options.data()
     workers = Workers(options.jobs, options.backend, options.scheduler, options.device)
-    folder = figure_folder(options.out, options.name, options.size, options.activations)
+    folder = figure_folder(options.out, options.name, options.size, data)
     if options.size == "paper":
-        labelled = labelled_cells(experiment, "paper", options.seeds, options.activations)
+        labelled = labelled_cells(experiment, "paper", options.seeds, data)
         found = finished_cells(labelled, options.out, experiment.needs)
         missing = [cell for (_, cell, _), one in zip(labelled, found, strict=True) if one is None]
         tell(f"{options.name}: {estimate(missing, workers.cells_at_once).text()}")
     began = time.monotonic()
     table, _ = run_experiment(
         experiment, folder, seeds=options.seeds, size=options.size, workers=workers, store=options.out,
-        activations=options.activations, progress=progress,
+        activations=data, progress=progress,
     )  # fmt: skip
     short = write_figure(experiment, table, folder, experiment.name)
-    config = experiment_config(experiment, options.size, options.activations)
+    config = experiment_config(experiment, options.size, data)
     result = plain(
         {
             "config": config, "fingerprint": fingerprint(config), "figure": options.name, "size": options.size,
@@ -94,9 +95,9 @@ def write_figure(experiment: Experiment, table: pd.DataFrame, folder: Path, name
 
 def plot_figure(options: Plot) -> tuple[dict[str, Any], str]:
     """Draw from the table of a finished run, else from the cells that are there."""
-    experiment = load_figure(options.name)
-    folder = figure_folder(options.out, options.name, options.size, options.activations)
-    refuse_foreign(folder, experiment_config(experiment, options.size, options.activations))
+    experiment, data = load_figure(options.name), options.data()
+    folder = figure_folder(options.out, options.name, options.size, data)
+    refuse_foreign(folder, experiment_config(experiment, options.size, data))
     file, again = folder / "table.csv", f"sae-recovery run {options.name} --size {options.size}"
     if file.exists():
         try:
@@ -107,7 +108,7 @@ def plot_figure(options: Plot) -> tuple[dict[str, Any], str]:
             raise RequestError(f"{file} is damaged ({error}); {again} writes it again") from None
         done = {"picture": str(folder / f"{experiment.name}.png"), "rows": len(table), "complete": True}
         return done, f"Drawn from {file}: {done['picture']} and .pdf"
-    labelled = labelled_cells(experiment, options.size, None, options.activations)
+    labelled = labelled_cells(experiment, options.size, None, data)
     found = [one for one in finished_cells(labelled, options.out, experiment.needs) if one is not None]
     if not found:
         raise RequestError(f"no cell of {options.name} at size {options.size} is in {options.out}; {again} computes it")

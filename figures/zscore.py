@@ -1,6 +1,7 @@
 """Figure zscore: Z-score of every neuron against its maximum activation, activation fraction and MCS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from figures.claims import Claim
 from figures.consistency import cells as consistency_cells
 from figures.consistency import pairs
 from figures.experiments import Experiment, Finished
+from figures.planted import Planted, planted, real
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE, new_figure, save_figure
 from theory.consistency import chance_median
 
 METHODS = ("GBA", "TopK")
 
 
-def cells(seeds: Sequence[int], size: str) -> list[tuple[dict[str, Any], Cell]]:
+def cells(
+    seeds: Sequence[int], size: str, settings: Callable[[str], Planted] = planted
+) -> list[tuple[dict[str, Any], Cell]]:
     """Two seeds of GBA and of TopK, of the cells of figure consistency."""
-    return [item for item in consistency_cells(seeds[:2], size) if item[0]["method"] in METHODS]
+    return [item for item in consistency_cells(seeds[:2], size, settings) if item[0]["method"] in METHODS]
 
 
 def collect(done: Sequence[Finished]) -> pd.DataFrame:
@@ -144,5 +148,5 @@ def claims(table: pd.DataFrame) -> list[Claim]:
 
 EXPERIMENT = Experiment(
     "zscore", "Z-score against maximum activation, activation fraction and MCS", cells, summarise, draw, seeds=(0, 1),
-    collect=collect, needs=(FIT,), claims=claims, any_source=True,
+    collect=collect, needs=(FIT,), claims=claims, on_activations=partial(cells, settings=real),
 )  # fmt: skip

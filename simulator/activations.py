@@ -78,6 +78,10 @@ class ActivationMatrix:
         """Batch t, shape (size, d)."""
         return torch.from_numpy(np.ascontiguousarray(self.matrix[self._rows(t * size, size)]))
 
+    def evaluation(self, samples: int, seed: int) -> np.ndarray:
+        """Up to `samples` rows to judge a run on, (rows, d); nothing is held out, they are rows of the training."""
+        return np.asarray(self.matrix[stream(seed, "evaluation").permutation(self.N)[:samples]])
+
     def config(self) -> dict[str, Any]:
         """What identifies the data: shape, dtype and a hash of every row."""
         return {

@@ -1,0 +1,104 @@
+"""Finished runs as autoencoders: report folders of `sae-recovery train`, and folders that SAELens wrote."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_bridge.autoencoder import Autoencoder
+from simulator.errors import RequestError
+from simulator.storage import load_tensors
+
+FIT, RESULT, SAELENS = "fit.safetensors", "result.json", "cfg.json"
+
+
+def of_network(
+    W: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    b_pre: np.ndarray,
+    *,
+    gate: str,
+    k: int | None = None,
+    offset: np.ndarray | None = None,
+    normalise: bool = True,
+) -> Autoencoder:
+    """The tied network of `simulator.sae` as an `Autoencoder`: same codes, same reconstruction.
+
+    Args:
+        W, a, b, b_pre: (M, d), (M,), (M,), (d,).
+        gate: "jumprelu" (the bias only gates) or "relu" (it also shifts).
+        k: neurons kept per sample (TopK).
+        offset: (d,), taken off the activations first.
+        normalise: whether the network sees rows of unit norm.
+    """
+    W, a, b, b_pre = (np.asarray(value, np.float32) for value in (W, a, b, b_pre))
+    jump = gate == "jumprelu"
+    if jump and (b > 0).any():
+        raise RequestError("a JumpReLU gate with a positive bias lets negative codes through; biases <= 0 are needed")
+    return Autoencoder(
+        W, W * a[:, None], np.zeros_like(b) if jump else b, b_pre, threshold=-b if jump else None, k=k,
+        offset=None if offset is None else np.asarray(offset, np.float32), rows="unit" if normalise else "none",
+    )  # fmt: skip
+
+
+def load_run(folder: Path) -> tuple[Autoencoder, dict[str, Any]]:
+    """The autoencoder of a folder, and what is known about it.
+
+    Returns:
+        Autoencoder, and result.json of a run, or for a SAELens folder {"config": cfg.json}.
+
+    Raises:
+        RequestError: no finished run and no SAELens folder, a damaged one, or a run that diverged.
+    """
+    folder = Path(folder)
+    if (folder / SAELENS).is_file():
+        from llm_bridge.saelens import read_saelens
+
+        autoencoder, known = read_saelens(folder)
+        return autoencoder, {"saelens": known}
+    if not (folder / RESULT).is_file() or not (folder / FIT).is_file():
+        raise RequestError(
+            f"{folder} holds no finished run ({RESULT} and {FIT}) and no SAELens folder ({SAELENS}); "
+            "sae-recovery train makes a run"
+        )
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        raise RequestError(f"{folder / RESULT} is damaged; remove it and train again") from None
+    tensors, header = load_tensors(folder / FIT)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if not all(np.isfinite(value).all() for value in arrays.values()):
+        raise RequestError(f"the run in {folder} diverged; train again with a lower --learning-rate")
+    training = _training(header, folder)
+    method = training["method"]
+    return of_network(
+        arrays["W"], arrays["a"], arrays["b"], arrays["b_pre"],
+        gate="relu" if training["activation"] == "relu" else "jumprelu",
+        k=method["k"] if method["type"] == "TopK" else None, offset=arrays.get("offset"),
+        normalise=training["normalise"],
+    ), result  # fmt: skip
+
+
+def _training(header: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    training = header.get("training")
+    if not isinstance(training, Mapping) or "method" not in training or "activation" not in training:
+        raise RequestError(f"{folder / FIT} does not say how it was trained; train again")
+    return training
+
+
+def method_text(result: Mapping[str, Any]) -> str:
+    """Method and width in words: `GBA 0.1..0.001 in 10 groups, M = 4096`."""
+    if "saelens" in result:
+        return f"SAELens {result['saelens'].get('architecture', 'standard')}"
+    training = result["config"]["training"]
+    method = training["method"]
+    name = method["type"]
+    told = {
+        "GBA": lambda: f"GBA {method['htf']:g}..{method['ltf']:g} in {method['groups']} groups",
+        "BA": lambda: f"BA p = {method['p']:g}", "TopK": lambda: f"TopK K = {method['k']}",
+        "L1": lambda: f"L1 lambda = {method['weight']:g}",
+    }.get(name, lambda: name)()  # fmt: skip
+    return f"{told}, M = {training['neurons']}"
