@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +48,8 @@ class Shape:
     p: float
     threads: int = 2
     seed: int = 0
+    activations: str = ""
+    """A .npy file with real ones instead of random numbers."""
 
     def text(self) -> str:
         """One label."""
@@ -170,7 +173,7 @@ def measure(
     base = float(np.median(times["encoder product"]))
     return [
         {
-            **{name: value for name, value in asdict(shape).items() if name != "seed"},
+            **{name: value for name, value in asdict(shape).items() if name not in ("seed", "activations")},
             "competitor": label, "ms": 1e3 * float(np.median(values)), "rounds": len(values),
             "ms fastest": 1e3 * min(values), "over the encoder product": float(np.median(values)) / base,
             "peak MB": peaks[label] / 1e6, "disturbed": disturbed,
@@ -249,8 +252,6 @@ def growth_table(rounds: int, progress: Callable[[str], None]) -> pd.DataFrame:
 
 def sampler_growth(progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """Time of a batch of 512 samples against n, the number of features."""
-    import time
-
     from simulator import Exactly, World
 
     found = []
@@ -335,17 +336,27 @@ def draw_growth(table: pd.DataFrame, path: Path) -> None:
 
 
 def run_bench(
-    folder: Path, size: str, rounds: int, python: Path | None, progress: Callable[[str], None]
+    folder: Path,
+    size: str,
+    rounds: int,
+    python: Path | None,
+    progress: Callable[[str], None],
+    store: Path | None = None,
+    layer: str | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Measure, save CSV and PNG into a folder, return the tables by name.
 
     Args:
         folder: where.
-        size: "table" (steps), "corners" (where dense could win), "growth", "all", or "tiny".
+        size: "table" (steps), "corners" (where dense could win), "growth", "all", "tiny", or
+            "bridge" (capture with the packaged model, training on the activations in `store`).
         rounds: kept per row.
         python: interpreter of an environment with peers, or None.
         progress: called with what is measured next.
+        store, layer: real activations.
     """
+    if (size == "bridge") != (store is not None):
+        raise RequestError("--size bridge and --store STORE go together")
     if rounds < 1:
         raise RequestError(f"rounds = {rounds} must be a whole number of at least 1")
     find_peers(python)
@@ -359,6 +370,11 @@ def run_bench(
     if size in ("growth", "all"):
         tables["growth"] = growth_table(rounds, progress)
         draw_growth(tables["growth"], folder / "growth.png")
+    if store is not None:
+        from figures.bridge_bench import activations_table, capture_table
+
+        tables["training"] = activations_table(store, layer, rounds, python, progress)
+        tables["capture"] = capture_table(rounds, progress)
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     return tables

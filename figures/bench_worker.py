@@ -7,6 +7,7 @@ so what it needs is imported where it is used. SAELens, scikit-learn and SPAMS a
 """
 
 import importlib
+import itertools
 import json
 import resource
 import sys
@@ -23,8 +24,43 @@ Step = Callable[[], object]
 def data(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Batch (batch, d) and weights (M, d), rows of unit norm, float32; the same in every process."""
     rng = np.random.default_rng(shape["seed"])
+    if shape.get("activations"):
+        W = rng.standard_normal((shape["M"], shape["d"]), dtype=np.float32)
+        return batches(shape)[0], W / np.linalg.norm(W, axis=1, keepdims=True)
     X, W = (rng.standard_normal((rows, shape["d"]), dtype=np.float32) for rows in (shape["batch"], shape["M"]))
     return tuple(A / np.linalg.norm(A, axis=1, keepdims=True) for A in (X, W))  # type: ignore[return-value]
+
+
+def batches(shape: Shape) -> list[np.ndarray]:
+    """Real activations in batches of the shape, centred, rows of unit norm, float32."""
+    X = np.load(shape["activations"], mmap_mode="r")
+    size = shape["batch"]
+    return [np.ascontiguousarray(X[start : start + size]) for start in range(0, len(X) - size + 1, size)]
+
+
+WARM = 100
+"""Training steps before the first one that is timed: the activation frequencies are those of a run."""
+
+
+def trained(name: str, shape: Shape) -> Step:
+    """Whole steps of a run on real activations after `WARM` of them, batch reading included: "fit-gba", "fit-topk"."""
+    import torch
+
+    from simulator import GBA, ActivationMatrix, TopK, Training
+    from simulator.train import _Run
+
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    k = max(1, round(shape["p"] * shape["M"]))
+    method = GBA(buffer=1_024) if name == "fit-gba" else TopK(k)
+    start = "quantile" if name == "fit-gba" else "zero"
+    training = Training(method, shape["M"], 10**6, shape["batch"], learning_rate=3e-3, start_bias=start)
+    source = ActivationMatrix(shape["activations"], shape["seed"])
+    run = _Run(source, training, shape["seed"], torch.device("cpu"), "auto", shape["threads"])
+    torch.set_num_threads(1)
+    for _ in range(WARM):
+        run.advance()
+    return run.advance
 
 
 def ours(name: str, shape: Shape) -> Step:
@@ -108,6 +144,7 @@ def saelens(kind: str, shape: Shape) -> Step:
     trainer_module: Any = importlib.import_module("sae_lens.training.sae_trainer")
     torch.set_num_threads(shape["threads"])
     X, W = (torch.from_numpy(A) for A in data(shape))
+    real = bool(shape.get("activations"))
     names = {"topk": "TopKTrainingSAE", "batchtopk": "BatchTopKTrainingSAE"}
     k = max(1, round(shape["p"] * shape["M"]))
     setting = getattr(sae_lens, f"{names[kind]}Config")(d_in=shape["d"], d_sae=shape["M"], k=k, device="cpu")
@@ -116,10 +153,16 @@ def saelens(kind: str, shape: Shape) -> Step:
         sae.W_enc.copy_(W.T)
         sae.W_dec.copy_(W)
     training = config.SAETrainerConfig(
-        total_training_samples=1 << 40, train_batch_size_samples=len(X), lr=1e-9, lr_end=1e-9
-    )
+        total_training_samples=1 << 40, train_batch_size_samples=len(X), lr=3e-4 if real else 1e-9,
+        lr_end=3e-4 if real else 1e-9,
+    )  # fmt: skip
     trainer = trainer_module.SAETrainer(cfg=training, sae=sae, data_provider=iter(()))
-    return lambda: trainer._train_step(sae=sae, sae_in=X)
+    if not real:
+        return lambda: trainer._train_step(sae=sae, sae_in=X)
+    endless = itertools.cycle([torch.from_numpy(batch) for batch in batches(shape)])
+    for _ in range(WARM):
+        trainer._train_step(sae=sae, sae_in=next(endless))
+    return lambda: trainer._train_step(sae=sae, sae_in=next(endless))
 
 
 def sklearn(shape: Shape) -> Step:
@@ -147,6 +190,8 @@ def make(name: str, shape: Shape) -> Step:
     """The competitor of that name."""
     peers: dict[str, Callable[[Shape], Step]] = {
         "encoder": encoder,
+        "fit-gba": lambda s: trained("fit-gba", s),
+        "fit-topk": lambda s: trained("fit-topk", s),
         "saelens-topk": lambda s: saelens("topk", s),
         "saelens-batchtopk": lambda s: saelens("batchtopk", s),
         "sklearn": sklearn,

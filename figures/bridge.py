@@ -11,6 +11,7 @@ import pandas as pd
 from figures.bridge_options import Capture, Dashboard, Evaluate, Export, Train, text_of
 from figures.cells import Cell, plain, run_cell, write_csv, write_json
 from figures.report import result_text, table_text
+from figures.spectrum import draw_spectrum, spectrum
 from llm_bridge.autoencoder import Autoencoder
 from llm_bridge.capture import capture
 from llm_bridge.dashboard import collect_neurons, logit_effects, write_dashboard
@@ -22,6 +23,7 @@ from llm_bridge.saelens import write_saelens
 from llm_bridge.sources import StoredSource, open_rows
 from llm_bridge.store import INDEX, Store
 from simulator import RequestError
+from simulator.checks import whole
 from simulator.config import fingerprint
 from simulator.devices import torch_threads
 
@@ -61,6 +63,8 @@ def _threads(number: int | None) -> Any:
 
 def run_capture(options: Capture, progress: Callable[[int, float], None]) -> tuple[dict[str, Any], str]:
     """Capture, and one line on what the store holds."""
+    if options.threads is not None:
+        whole("threads", options.threads, 1)
     with _threads(options.threads):
         done = capture(
             options.model, options.layer, text_of(options), options.tokens, options.out, dtype=options.dtype,
@@ -94,27 +98,53 @@ def run_train(options: Train, advance: Callable[[int, float], None]) -> tuple[di
 
 def run_evaluate(options: Evaluate, tell: Tell) -> tuple[dict[str, Any], str]:
     """The table of all columns, the proxies, and neurons.csv of the first run."""
+    if options.model is not None and options.contexts == 0:
+        raise RequestError("--model belongs to --contexts above 0; leave it out")
+    folder = options.out or Path(*options.runs[:1]) / "evaluation"
+    _refuse_others_files(folder)
     columns = evaluate(
         options.runs, store=options.store, layer=options.layer, samples=options.samples, contexts=options.contexts,
         model=options.model, seed=options.seed, tell=tell,
     )  # fmt: skip
-    folder = options.out or Path(options.runs[0]) / "evaluation"
     table = metrics_table(columns)
     estimates = proxies_table(columns)
+    result = plain(
+        {"columns": [{"label": one.label, "control": one.control, "runs": [str(run.folder) for run in one.runs],
+                      **one.summary(), "proxies": "" if one.estimates else one.why, "notes": one.notes}
+                     for one in columns],
+         "proxies": estimates.to_dict("records")}
+    )  # fmt: skip
+    # First: it marks the files beside it as those of an evaluation, also after an interrupt.
+    write_json(folder / "evaluation.json", result)
     write_csv(folder / "metrics.csv", table)
     write_csv(folder / "neurons.csv", neurons_table(columns[0].runs[0]))
     if len(estimates):
         write_csv(folder / "proxies.csv", estimates)
-    result = plain(
-        {"columns": [{"label": one.label, "control": one.control, "runs": [str(run.folder) for run in one.runs],
-                      **one.summary(), "proxies": "" if one.estimates else one.why} for one in columns],
-         "proxies": estimates.to_dict("records")}
-    )  # fmt: skip
-    write_json(folder / "evaluation.json", result)
-    text = [table_text(table), "", "Estimates where V and H are unknown; rank correlation: with the truth on planted worlds, below 0.8 greyed:"]
+    else:
+        (folder / "proxies.csv").unlink(missing_ok=True)  # of an earlier evaluation
+    first = columns[0].runs[0]
+    bars = spectrum(first)
+    write_csv(folder / "spectrum.csv", bars)
+    draw_spectrum(bars, columns[0].estimates, targets_of(first.folder, first.autoencoder.M), folder / "spectrum.png")
+    text = [
+        table_text(table),
+        "",
+        "Estimates where V and H are unknown; rank correlation: with the truth on planted worlds (n <= 456, d <= 192: "
+        "larger is extrapolation), below 0.8 greyed:",
+    ]
     text += [table_text(estimates)] if len(estimates) else []
     text += [f"none for {one.label}: {one.why}" for one in columns if one.estimates is None]
+    text += ["", *notes] if (notes := [f"{one.label}: {note}" for one in columns for note in one.notes]) else []
     return result, "\n".join([*text, "", f"Tables: {folder}"])
+
+
+def _refuse_others_files(folder: Path) -> None:
+    """An evaluation replaces an earlier one and nothing else: a run has a neurons.csv too."""
+    if (folder / "evaluation.json").exists():
+        return
+    for name in ("result.json", "metrics.csv", "neurons.csv", "proxies.csv", "spectrum.csv", "spectrum.png"):
+        if (folder / name).exists():
+            raise RequestError(f"{folder / name} is not of an evaluation and would be replaced; name another --out")
 
 
 def metrics_table(columns: list[Column]) -> pd.DataFrame:
@@ -151,8 +181,11 @@ def run_dashboard(options: Dashboard, tell: Tell) -> tuple[dict[str, Any], str]:
         raise RequestError(f"{place} has no text behind its rows; a store of sae-recovery capture is needed")
     source = StoredSource(rows, 0, centre=False)
     fits(autoencoder, source, options.run)
-    tell(f"encoding {min(options.rows, rows.N):,} of {rows.N:,} activations")
+    file = options.out or (options.run / "dashboard.html")
+    _refuse_other_page(file)
+    model = model_of(source, options.model)
     taken = min(options.rows, rows.N)
+    tell(f"encoding {taken:,} of {rows.N:,} activations")
     measured, codes = measure(autoencoder, rows.read(0, taken))
     alive = np.flatnonzero(measured.frequency > 0)
     if not len(alive):
@@ -163,20 +196,30 @@ def run_dashboard(options: Dashboard, tell: Tell) -> tuple[dict[str, Any], str]:
     pages = collect_neurons(
         codes, contexts, rows.marks("positions", 0, taken), tokens, order, top=options.contexts
     )  # fmt: skip
-    model = model_of(source, options.model)
     effects = _effects(model, autoencoder, order, rows.layer)
     used = {int(t) for page in pages for part in page.contexts for t in part.tokens}
     if effects is not None:
         used |= {int(t) for t in np.unique(np.concatenate([effects.promoted, effects.suppressed]))}
     strings = dict(zip(sorted(used), model.text(sorted(used)), strict=True))
-    file = options.out or (options.run / "dashboard.html")
     write_dashboard(
         file, f"{method_text(known)} on {rows.layer}", facts(rows, known, measured, len(order), taken),
-        _table(options.run, measured, order, known), pages, strings, effects,
+        _table(options.run, measured, codes, order), pages, strings, effects,
     )  # fmt: skip
     size = file.stat().st_size
     told = f"{len(order):,} neurons, {size / 1e6:.1f} MB: {file}"
     return {"page": str(file), "neurons": len(order), "bytes": size}, told
+
+
+def _refuse_other_page(file: Path) -> None:
+    """A page of ours is replaced, anything else is not."""
+    if not file.exists():
+        return
+    with contextlib.suppress(OSError):
+        if file.is_file():
+            head = file.read_bytes()[:400]
+            if head.startswith(b"<!doctype html>") and b"default-src 'none'" in head:
+                return
+    raise RequestError(f"{file} exists and is no dashboard; name another file with --out")
 
 
 def _effects(model: LanguageModel, autoencoder: Autoencoder, neurons: np.ndarray, layer: str) -> Any:
@@ -192,31 +235,43 @@ def facts(rows: Store, known: Any, measured: Any, shown: int, taken: int) -> lis
     return [
         ("model", rows.index["model"]["name"] + (f" ({control})" if control else "")), ("layer", rows.layer),
         ("method", method_text(known)), ("activations", f"{taken:,} of {rows.N:,}, {rows.index['dropped']} dropped"),
-        ("normalised loss", f"{measured.loss:.3f}"), ("L0", f"{measured.mean_l0:.1f}"),
+        ("normalised loss here", f"{measured.loss:.3f}"), ("L0", f"{measured.mean_l0:.1f}"),
         ("dead", f"{measured.dead:,} of {len(measured.frequency):,}"), ("shown", f"{shown:,} of highest Z-score"),
     ]  # fmt: skip
 
 
-def _table(run: Path, measured: Any, order: np.ndarray, known: Any) -> pd.DataFrame:
-    """The list of the page; with MCS where `evaluate` has measured it."""
+def _table(run: Path, measured: Any, codes: Any, order: np.ndarray) -> pd.DataFrame:
+    """The list of the page; with MCS where `evaluate` has measured it.
+
+    The maximum is that of the codes, as in the histograms; `evaluate` has the paper's, of the margin over the gate.
+    """
     table = pd.DataFrame(
         {
             "neuron": order, "frequency": measured.frequency[order],
-            "max_activation": measured.scores.max_activation[order], "z_score": measured.scores.z_score[order],
-            "target": np.nan,
+            "max_activation": np.asarray(codes.max(axis=0).todense()).ravel()[order],
+            "z_score": measured.scores.z_score[order], "target": np.nan,
         }
     )  # fmt: skip
-    file = run / "neurons.csv"
-    if file.is_file():
-        target = pd.read_csv(file)["target"].to_numpy()
-        if len(target) == len(measured.frequency) and np.isfinite(target).any():
-            table["target"] = target[order]
-    file = run / "evaluation" / "neurons.csv"
-    if file.is_file():
-        other = pd.read_csv(file)
-        if "mcs" in other and len(other) == len(measured.frequency):
-            table["mcs"] = other["mcs"].to_numpy()[order]
-    return table
+    target = targets_of(run, len(measured.frequency))
+    if target is not None:
+        table["target"] = target[order]
+    mcs = _column(run / "evaluation" / "neurons.csv", "mcs", len(measured.frequency))
+    return table if mcs is None else table.assign(mcs=mcs[order])
+
+
+def targets_of(run: Path, M: int) -> np.ndarray | None:
+    """Target activation frequency of every neuron of a run, (M,); None where it had none."""
+    target = _column(run / "neurons.csv", "target", M)
+    return target if target is not None and np.isfinite(target).all() else None
+
+
+def _column(file: Path, name: str, rows: int) -> np.ndarray | None:
+    """A column of numbers of a table; None where there is none of so many rows."""
+    try:
+        found = pd.read_csv(file)[name].to_numpy(float)
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if len(found) == rows else None
 
 
 def run_export(options: Export) -> tuple[dict[str, Any], str]:
@@ -233,6 +288,6 @@ def run_export(options: Export) -> tuple[dict[str, Any], str]:
             }  # fmt: skip
     write_saelens(options.out, autoencoder, metadata)
     told = "; it expects activations with the mean taken off: see metadata in cfg.json" if (
-        autoencoder.offset is not None and autoencoder.rows != "none"
+        autoencoder.offset is not None and autoencoder.offset.any() and autoencoder.rows != "none"
     ) else ""  # fmt: skip
     return {"folder": str(options.out)}, f"SAELens folder: {options.out}{told}"

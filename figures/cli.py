@@ -178,6 +178,7 @@ def _tell(line: str) -> None:
 def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]:
     from figures.cells import Cell, run_cell
     from figures.report import result_text
+    from figures.run_options import chosen_activations
     from simulator.config import fingerprint
     from simulator.rng import stream
 
@@ -187,7 +188,7 @@ def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]
         options.world(),
         options.training(),
         options.seed,
-        options.activations,
+        chosen_activations(options.activations, options.layer),
         options.samples,
         options.references,
     )
@@ -269,9 +270,13 @@ def _bridge(options: Any) -> tuple[dict[str, Any], str]:
 
     if isinstance(options, Export):
         return bridge.run_export(options)
-    if isinstance(options, Evaluate | Dashboard):
-        run = bridge.run_evaluate if isinstance(options, Evaluate) else bridge.run_dashboard
-        return run(options, _tell)  # type: ignore[arg-type]
+    if isinstance(options, Dashboard):
+        return bridge.run_dashboard(options, _tell)
+    if isinstance(options, Evaluate):
+        result, text = bridge.run_evaluate(options, _tell)
+        if sys.stdout is not None and sys.stdout.isatty():
+            text = re.sub(r"(?m)^.*greyed: .*$", lambda line: f"\033[90m{line[0]}\033[0m", text)
+        return result, text
     if isinstance(options, Capture):
         with _bar(options.tokens, "token", options.quiet or options.json) as advance:
             return bridge.run_capture(
@@ -290,7 +295,9 @@ def _bench(options: Bench) -> tuple[dict[str, Any], str]:
         if not options.json:
             print(f"measuring {what}", file=sys.stderr)
 
-    tables = run_bench(options.out, options.size, options.rounds, options.peer_python, progress)
+    tables = run_bench(
+        options.out, options.size, options.rounds, options.peer_python, progress, options.store, options.layer
+    )
     result = plain({name: table.to_dict("records") for name, table in tables.items()})
     text = "\n\n".join(table_text(table) for table in tables.values())
     return result, f"{text}\n\nTables and pictures: {options.out}"

@@ -299,7 +299,11 @@ def experiment_config(experiment: Experiment, size: str, activations: Activation
     config = {"preset": experiment.name, "size": size}
     if activations is None:
         return config
-    return config | {"activations": activations.name if isinstance(activations, Path) else activations.label}
+    if isinstance(activations, Path):
+        return config | {"activations": activations.name}
+    # Stores are often called the same.
+    place = getattr(activations, "folder", None)
+    return config | {"activations": activations.label, "folder": None if place is None else str(Path(place).resolve())}
 
 
 def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, needs: Sequence[str], device: str) -> None:
@@ -361,3 +365,9 @@ def mean_and_interval(table: pd.DataFrame, by: Sequence[str], columns: Mapping[s
             row[f"{name} ±"] = half
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def measured(short: pd.DataFrame) -> pd.DataFrame:
+    """A short table without the quantities that no row has; an interval alone is missing where there is one seed."""
+    empty = [name for name in short if not name.endswith("±") and short[name].isna().all()]
+    return short.drop(columns=[name for name in short if name.removesuffix(" ±") in empty])

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from figures.cells import Cell
 from figures.claims import Claim
-from figures.experiments import Experiment, Finished, mean_and_interval
+from figures.experiments import Experiment, Finished, mean_and_interval, measured
 from figures.planted import Planted, planted, real
 from figures.style import ACCENT, DARK, LIGHT, MARKERS, MIDDLE, line_with_interval, new_figure, save_figure, seeds_text
 from simulator import GBA, TopK
@@ -55,7 +55,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds."""
     columns = {"loss": "loss", "fraction": "fraction", "frr_090": "FRR 0.9"}
     short = mean_and_interval(table.dropna(subset=["loss"]), ["method", "HTF", "LTF", "groups"], columns)
-    return short.dropna(axis=1, how="all")
+    return measured(short)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from figures.cells import FIT, Cell
 from figures.claims import Claim
-from figures.experiments import Experiment, Finished, mean_and_interval
+from figures.experiments import Experiment, Finished, mean_and_interval, measured
 from figures.planted import Planted, planted, real
 from figures.style import ACCENT, DARK, MIDDLE, line_with_interval, new_figure, save_figure, seeds_text
 
@@ -61,7 +61,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of every setting."""
     columns = {"fraction": "fraction", "loss": "loss", "frr_090": "FRR 0.9", "neuron_precision_090": "precision"}
     short = mean_and_interval(table.dropna(subset=["loss"]), ["count", "knob"], columns)
-    return short.drop(columns=["precision ±"]).dropna(axis=1, how="all")
+    return measured(short.drop(columns=["precision ±"]))
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

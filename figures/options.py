@@ -144,7 +144,10 @@ class Verify(Learner):
     noise: float = 0.0
     """Standard deviation of Gaussian noise on each coordinate."""
     activations: Path | None = None
-    """A .npy or .safetensors matrix of activations instead of a world; recovery is then unknown."""
+    """A .npy or .safetensors matrix of activations, or a store of sae-recovery capture, instead of a world; recovery is
+    then unknown."""
+    layer: str | None = None
+    """Layer of a store that holds several."""
 
     # The run.
     seed: int = 0
@@ -283,9 +286,13 @@ class Check:
 class Bench:
     """Time a training step: beside a dense autograd step, the encoder product alone, and other libraries."""
 
-    size: Literal["table", "corners", "growth", "all", "tiny"] = "table"
+    size: Literal["table", "corners", "growth", "all", "tiny", "bridge"] = "table"
     """What is timed: five shapes with all competitors; corners where a dense step could be faster; growth with every
-    size; all three; or one small shape."""
+    size; all three; or one small shape. bridge: capture with the packaged model, training on --store."""
+    store: Path | None = None
+    """Activations for --size bridge."""
+    layer: str | None = None
+    """Layer of a store that holds several."""
     rounds: int = 7
     """Interleaved rounds behind every median."""
     peer_python: Path | None = None

@@ -140,9 +140,9 @@ class Autoencoder:
             decoder = decoder / np.where(length > 0, length, 1)
         return codes @ decoder + self.b_dec
 
-    def reconstruct(self, X: np.ndarray) -> np.ndarray:
-        """x^ of activations (N, d), on their own scale; (N, d) float32."""
+    def reconstruct(self, X: np.ndarray, codes: sparse.csr_array | None = None) -> np.ndarray:
+        """x^ of activations (N, d), on their own scale; (N, d) float32. `codes`: theirs, where they are at hand."""
         U, factor, shift = self._prepared(X)
-        found = self.decode_inputs(self.encode_inputs(U)) * factor + shift
+        found = self.decode_inputs(self.encode_inputs(U) if codes is None else codes) * factor + shift
         found = found / np.float32(self.scale)
         return (found if self.offset is None else found + self.offset).astype(np.float32)

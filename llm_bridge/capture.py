@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from llm_bridge.hooks import find_layer, layer_outputs
-from llm_bridge.models import PACKAGED, LanguageModel, load_model
+from llm_bridge.models import DTYPES, PACKAGED, LanguageModel, load_model
 from llm_bridge.store import MARKS, StoreWriter, read_index
 from llm_bridge.texts import Text, pad
 from simulator.checks import whole
@@ -56,6 +56,7 @@ def activations(model: LanguageModel, layers: Sequence[str], contexts: Sequence[
         RequestError: as in `layer_outputs`, or activations that are not finite.
     """
     tokens, mask = pad(contexts)
+    _refuse_unreadable(model, tokens)
     padded = None if mask.all() else torch.from_numpy(mask)
     outputs = layer_outputs(model.model, layers, torch.from_numpy(tokens), padded)
     keep = mask.astype(bool)
@@ -70,6 +71,24 @@ def activations(model: LanguageModel, layers: Sequence[str], contexts: Sequence[
     context, position = np.nonzero(keep)
     marks = (tokens[keep], position, context, tokens[:, 0])
     return Batch(matrices, {name: part.astype(np.int32) for name, part in zip(MARKS, marks, strict=True)})
+
+
+def _refuse_unreadable(model: LanguageModel, tokens: np.ndarray) -> None:
+    """Contexts or tokens beyond what the model has embeddings for: some models would read them and put out noise."""
+    longest = getattr(model.model.config, "max_position_embeddings", None)
+    if longest is not None and tokens.shape[1] > longest:
+        raise RequestError(f"{model.name} reads at most {longest} tokens; take a context of no more")
+    known = model.model.get_input_embeddings().num_embeddings
+    if tokens.max() >= known:
+        raise RequestError(f"the tokenizer of {model.name} makes token {tokens.max()}; the model knows {known} tokens")
+
+
+def dtype_of(model: LanguageModel) -> str:
+    """ "bf16" or "fp32", as a model was loaded."""
+    for name, dtype in DTYPES.items():
+        if model.model.dtype == dtype:
+            return name
+    raise RequestError(f"{model.name} is in {model.model.dtype}; load it in fp32 or bf16")
 
 
 def choose_dtype(name: str) -> str:
@@ -97,7 +116,7 @@ def capture(
     """Write or continue a store.
 
     Args:
-        model: a name as in `load_model`, or a loaded model (`revision` and `dtype` then describe it).
+        model: a name as in `load_model`, or a loaded model (`revision`, `dtype` and `control` then describe it).
         layers: dotted module paths, captured in one pass.
         text: what is read.
         tokens: rows wanted; the capture ends with the batch that reaches them.
@@ -121,6 +140,9 @@ def capture(
         raise RequestError(f"control {control!r} is unknown; there are {', '.join(CONTROLS)}")
     if (control == "shuffled-tokens") != text.shuffled:
         raise RequestError("control shuffled-tokens goes with a text that is shuffled, and only with it")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file; name a folder for the store")
     known = read_index(out)
     place: dict[str, Any] = {"loaded_from": None, "asked_revision": revision}
     if isinstance(model, str):
@@ -128,6 +150,12 @@ def capture(
         dtype = choose_dtype(dtype) if known is None or dtype != "auto" else known["dtype"]
         drawn = control if control == "random-model" else None
         model = load_model(model, dtype, revision=revision, control=drawn, seed=text.seed)
+    else:
+        if dtype not in ("auto", dtype_of(model)):
+            raise RequestError(f"{model.name} was loaded in {dtype_of(model)}, not in {dtype}")
+        if (model.control == "random-model") != (control == "random-model"):
+            raise RequestError(f"control {control} does not describe {model.name}, whose control is {model.control}")
+        dtype = dtype_of(model)
     for path in layers:
         find_layer(model.model, path)
     identity = {
@@ -142,9 +170,9 @@ def capture(
         }  # fmt: skip
         if there != wanted:
             raise RequestError(f"{out} holds another capture ({difference(there, wanted)}); name another folder")
-        if known["rows"] >= tokens or known.get("exhausted"):
-            return Captured(known["rows"], 0, 0.0, bool(known.get("exhausted")) and known["rows"] < tokens)
-    return _run(model, list(layers), text, tokens, Path(out), identity | place, dtype, progress)
+        if known["complete"] and (known["rows"] >= tokens or known["exhausted"]):
+            return Captured(known["rows"], 0, 0.0, known["rows"] < tokens)
+    return _run(model, list(layers), text, tokens, out, identity | place, dtype, progress)
 
 
 def _run(
@@ -160,10 +188,14 @@ def _run(
     before = 0
     if (known := read_index(out)) is not None:
         writer, before = StoreWriter(out, identity, known["layers"], dtype), known["rows"]
+        if before >= tokens:  # stopped between the last shard and the end
+            writer.save(complete=True, exhausted=False)
+            return Captured(before, 0, 0.0, False)
+        writer.index |= {"complete": False}
     pending: list[Batch] = []
     rows, began = before, time.perf_counter()
     for number, contexts in enumerate(_chain(first, batches)):
-        if writer is not None and number < writer.index["batches"] and not pending:
+        if writer is not None and number < writer.index["batches"]:
             continue
         pending.append(activations(model, layers, contexts))
         rows += len(pending[-1].marks["token_ids"])

@@ -22,11 +22,13 @@ from llm_bridge.proxies import Proxies, proxies
 from llm_bridge.runs import load_run, method_text
 from llm_bridge.sources import StoredSource, open_rows
 from llm_bridge.store import Store
+from simulator.checks import whole
 from simulator.errors import RequestError
 from theory.consistency import chance_median, max_cosines, top_neurons
 
 ALPHA, CONSISTENT = 0.05, 0.8
 """Share of the neurons, by Z-score, whose consistency is reported, and the MCS from which one counts."""
+RECOVERED = ("ce_clean", "ce_spliced", "ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
 Tell = Callable[[str], None]
 
 
@@ -54,6 +56,7 @@ class Column:
         runs: at least one.
         recovered: loss recovered of the first run; None where no model was at hand.
         estimates: proxies of the theory from the first run; None where there were too few features, `why` says it.
+        notes: what a reader has to know beside the numbers, one line each.
     """
 
     label: str
@@ -62,27 +65,28 @@ class Column:
     recovered: LossRecovered | None = None
     estimates: Proxies | None = None
     why: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, float | None]:
-        """Means over the runs of what is one number per run."""
+        """Means over the runs of what is one number per run; None for what was not measured."""
         found = pd.DataFrame([run.measures.summary() for run in self.runs]).mean().to_dict()
-        first, scored = self.runs[0], [run for run in self.runs if run.mcs is not None]
-        M, d = first.autoencoder.M, first.autoencoder.d
-        mcs: dict[str, float | None] = dict.fromkeys(("mcs_median", "mcs_top_share"))
-        if scored:
-            mcs["mcs_median"] = float(np.mean([np.median(run.mcs[run.measures.frequency > 0]) for run in scored]))  # type: ignore[index]
-            shares = []
-            for run in scored:
-                top = top_neurons(run.measures.scores.z_score, ALPHA, run.measures.frequency > 0).neurons
-                shares.append(float((run.mcs[top] > CONSISTENT).mean()) if len(top) else 0.0)  # type: ignore[index]
-            mcs["mcs_top_share"] = float(np.mean(shares))
-        found |= mcs | {"mcs_chance_median": chance_median(M, d), "seeds": len(self.runs)}
+        first = self.runs[0].autoencoder
+        found |= dict.fromkeys(("mcs_median", "mcs_top_share", *RECOVERED))
+        medians, shares = [], []
+        for run in self.runs:
+            alive = run.measures.frequency > 0
+            if run.mcs is None or not alive.any():
+                continue
+            medians.append(np.median(run.mcs[alive]))
+            top = top_neurons(run.measures.scores.z_score, ALPHA, alive).neurons
+            shares.append((run.mcs[top] > CONSISTENT).mean())
+        if medians:
+            found |= {"mcs_median": float(np.mean(medians)), "mcs_top_share": float(np.mean(shares))}
+        found |= {"mcs_chance_median": chance_median(first.M, first.d), "seeds": len(self.runs)}
         if self.recovered is not None:
             told = self.recovered
-            found |= {
-                "ce_clean": told.clean, "ce_spliced": told.spliced, "ce_zero": told.zero, "ce_mean": told.mean,
-                "loss_recovered_zero": told.against_zero, "loss_recovered_mean": told.against_mean,
-            }  # fmt: skip
+            values = (told.clean, told.spliced, told.zero, told.mean, told.against_zero, told.against_mean)
+            found |= dict(zip(RECOVERED, values, strict=True))
         return found
 
 
@@ -115,34 +119,82 @@ def evaluate(
         raise RequestError("no run; name at least one folder of sae-recovery train")
     if len({Path(folder).resolve() for folder in folders}) != len(folders):
         raise RequestError("a run is named twice; name each once")
+    whole("samples", samples, 2)
+    whole("contexts", contexts, 0)
+    whole("seed", seed, 0, 2**63 - 1)
+    opened = _open(folders, store, layer, seed)
+    models = _Models(model)
+    if model is not None:
+        # Before anything slow: a model of another store ends the command.
+        models.of(_with_text([source for *_, source in opened]))
     columns: dict[str, Column] = {}
-    sources: dict[Any, StoredSource] = {}
-    for folder in folders:
-        autoencoder, known = load_run(folder)
-        place, path = data_of(Path(folder), known, store, layer)
-        if (place, path) not in sources:
-            tell(f"reading {place}")
-            sources[place, path] = StoredSource(open_rows(place, path), seed, centre=False)
-        source = sources[place, path]
-        fits(autoencoder, source, folder)
+    sources: dict[str, StoredSource] = {}
+    for folder, autoencoder, known, source in opened:
         tell(f"measuring {folder}")
         measured, codes = measure(autoencoder, source.evaluation(samples, seed))
-        control = source.rows.index.get("control") if isinstance(source.rows, Store) else None
-        key = json.dumps([_without_seed(known), str(place), path], sort_keys=True)
+        place, path = Path(source.name), getattr(source.rows, "layer", None)
+        control = source.rows.identity().get("control")
+        key = json.dumps([_without_seed(known), str(place.resolve()), path], sort_keys=True)
         label = method_text(known) + (f", {control}" if control else "")
+        sources.setdefault(key, source)
         column = columns.setdefault(key, Column(label, control))
-        column.runs.append(Run(Path(folder), autoencoder, known, place, path, measured, codes))
-    for column in columns.values():
+        column.runs.append(Run(folder, autoencoder, known, place, path, measured, codes))
+        if (note := _extended(folder, known, source)) is not None:
+            column.notes.append(note)
+    _tell_apart(list(columns.values()))
+    for key, column in columns.items():
         _consistency(column)
-        first = column.runs[0]
-        source = sources[first.store, first.layer]
+        source = sources[key]
         try:
-            column.estimates = estimate(first, source.evaluation(samples, seed))
+            column.estimates = estimate(column.runs[0], source.evaluation(samples, seed))
         except RequestError as error:
             column.why = str(error)
-        if contexts and isinstance(source.rows, Store):
-            column.recovered = _recovered(column, source, contexts, model, tell)
+        if contexts:
+            _recover(column, source, contexts, models, tell)
     return list(columns.values())
+
+
+def _open(
+    folders: Sequence[Path], store: Path | None, layer: str | None, seed: int
+) -> list[tuple[Path, Autoencoder, dict[str, Any], StoredSource]]:
+    """Every run with its rows; all of them, so that what is wrong with the last is said before the first is judged."""
+    sources: dict[Any, StoredSource] = {}
+    found = []
+    for folder in map(Path, folders):
+        autoencoder, known = load_run(folder)
+        asked = data_of(folder, known, store, layer)
+        if asked not in sources:
+            sources[asked] = StoredSource(open_rows(*asked), seed, centre=False)
+        fits(autoencoder, sources[asked], folder)
+        found.append((folder, autoencoder, known, sources[asked]))
+    return found
+
+
+def _extended(folder: Path, known: Mapping[str, Any], source: StoredSource) -> str | None:
+    """A note where the store of a run has changed since: other pages may be held out now."""
+    data, own = known.get("config", {}).get("data", {}), known.get("origin", {}).get("store")
+    if own is None or Path(own) != Path(source.name).resolve() or "store" not in data:
+        return None
+    there = source.rows.identity()
+    if (data["store"], data.get("layer")) == (there["store"], there["layer"]):
+        return None
+    told = "another layer" if data["store"] == there["store"] else "other contents"
+    return f"{folder} was trained on {told} of {source.name}; some of the rows it is judged on may not be held out"
+
+
+def _tell_apart(columns: Sequence[Column]) -> None:
+    """Different labels for different columns: by layer, store, or the first run's folder."""
+    ways: list[Callable[[Run], str]] = [
+        lambda run: str(run.layer), lambda run: run.store.resolve().name, lambda run: run.folder.resolve().name,
+        lambda run: str(run.folder),
+    ]  # fmt: skip
+    for way in ways:
+        for label in {column.label for column in columns}:
+            same = [column for column in columns if column.label == label]
+            told = [way(column.runs[0]) for column in same]
+            if len(set(told)) > 1:
+                for column, more in zip(same, told, strict=True):
+                    column.label = f"{label}, {more}"
 
 
 def data_of(folder: Path, known: Mapping[str, Any], store: Path | None, layer: str | None) -> tuple[Path, str | None]:
@@ -187,9 +239,10 @@ def estimate(run: Run, X: np.ndarray) -> Proxies:
     """
     W = gate(run.autoencoder)[0]
     U = run.autoencoder.inputs(X)
-    # Projections on unit rows, whatever the activation function makes of them.
-    shift = run.autoencoder.b_enc * (1 if run.autoencoder.threshold is None else 0)
-    lengths = np.linalg.norm(W, axis=1)
+    # Projections on unit rows, whatever the activation function makes of them: only b_enc shifts codes.
+    shift, lengths = run.autoencoder.b_enc, np.linalg.norm(W, axis=1)
+    if run.autoencoder.rank_by_decoder_norm:
+        shift = shift * np.linalg.norm(run.autoencoder.decoder, axis=1)
     values = (run.codes.data - shift[run.codes.indices]) / np.where(lengths > 0, lengths, 1)[run.codes.indices]
     codes = sparse.csr_array((np.maximum(values, 0), run.codes.indices, run.codes.indptr), shape=run.codes.shape)
     energy = float(np.square(U, dtype=np.float64).sum() / len(U))
@@ -216,28 +269,54 @@ def model_of(source: StoredSource, name: str | None) -> LanguageModel:
     return model
 
 
-def _recovered(
-    column: Column, source: StoredSource, contexts: int, name: str | None, tell: Tell
-) -> LossRecovered | None:
+class _Models:
+    """The language models of stores, the last one kept: columns on one store share it."""
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+        self.kept: tuple[Any, LanguageModel] | None = None
+
+    def of(self, source: StoredSource) -> LanguageModel:
+        assert isinstance(source.rows, Store)
+        index = source.rows.index
+        key = [index.get(name) for name in ("loaded_from", "model", "asked_revision", "dtype", "control", "text")]
+        if self.kept is None or self.kept[0] != key:
+            self.kept = None  # let go of the old one before the new one is read
+            self.kept = key, model_of(source, self.name)
+        return self.kept[1]
+
+
+def _with_text(sources: Sequence[StoredSource]) -> StoredSource:
+    """The first source that has contexts to run a model on."""
+    for source in sources:
+        if isinstance(source.rows, Store):
+            return source
+    raise RequestError("--model needs a store of sae-recovery capture, whose contexts it runs on; leave it out")
+
+
+def _recover(column: Column, source: StoredSource, contexts: int, models: _Models, tell: Tell) -> None:
+    """Loss recovered of a column's first run, or a note why there is none."""
     try:
-        model = model_of(source, name)
+        chosen = source.held_out_contexts()[:contexts]
+        model = models.of(source) if len(chosen) else None
     except RequestError as error:
-        if name is not None:
+        if models.name is not None and isinstance(source.rows, Store):
             raise
-        tell(f"no loss recovered: {error}")
-        return None
+        column.notes.append(f"no loss recovered: {error}")
+        return
+    if model is None:
+        column.notes.append(f"no loss recovered: {source.name} is too small to hold out a whole context")
+        return
     assert isinstance(source.rows, Store)
-    chosen = source.held_out_contexts()[:contexts]
-    if not len(chosen):
-        tell("no loss recovered: the store is too small to hold out a whole context")
-        return None
     tell(f"running the model on {len(chosen)} held-out contexts, {column.label}")
     tokens = source.rows.context_tokens(chosen)
-    return loss_recovered(model, source.rows.layer, column.runs[0].autoencoder, tokens, source.rows.mean)
+    column.recovered = loss_recovered(
+        model, source.rows.layer, column.runs[0].autoencoder, tokens, source.rows.mean
+    )  # fmt: skip
 
 
 def neurons_table(run: Run) -> pd.DataFrame:
-    """One row per neuron of a run: scores, frequency, target where it has one, MCS where it was measured."""
+    """One row per neuron of a run: frequency, scores, MCS where it was measured."""
     scores = run.measures.scores
     table = pd.DataFrame(
         {

@@ -29,10 +29,10 @@ def find_layer(model: nn.Module, path: str) -> nn.Module:
     raise RequestError(f"the model has no module {path!r}; near names: {listed}")
 
 
-def _output(value: Any, path: str) -> Tensor:
-    """The activations in a module's output, (contexts, tokens, d)."""
+def _output(value: Any, path: str, shape: torch.Size | None = None) -> Tensor:
+    """The activations in a module's output, (contexts, tokens, d); `shape` is what contexts and tokens must be."""
     found = value[0] if isinstance(value, tuple | list) and value else value
-    if not isinstance(found, Tensor) or found.ndim != 3:
+    if not isinstance(found, Tensor) or found.ndim != 3 or (shape is not None and found.shape[:2] != shape):
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise RequestError(f"module {path} puts out {what}; a layer with (contexts, tokens, d) is needed")
     return found
@@ -51,16 +51,20 @@ def layer_outputs(model: nn.Module, paths: Sequence[str], tokens: Tensor, mask: 
         RequestError: an unknown layer, one that does not run, or one whose output has another shape.
     """
     seen: dict[str, Tensor] = {}
+    wanted = {path: find_layer(model, path) for path in paths}
 
     def hook(path: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen.setdefault(path, _output(output, path).detach())
-            if len(seen) == len(paths):
+            found = _output(output, path, tokens.shape).detach()
+            if path not in seen:
+                # A copy where the pass goes on: what comes later may change the tensor in place.
+                seen[path] = found if len(seen) + 1 == len(wanted) else found.clone()
+            if len(seen) == len(wanted):
                 raise _Captured
 
         return keep
 
-    handles = [find_layer(model, path).register_forward_hook(hook(path)) for path in dict.fromkeys(paths)]
+    handles = [module.register_forward_hook(hook(path)) for path, module in wanted.items()]
     place = next(model.parameters()).device
     tokens, mask = tokens.to(place), None if mask is None else mask.to(place)
     try:
@@ -71,7 +75,7 @@ def layer_outputs(model: nn.Module, paths: Sequence[str], tokens: Tensor, mask: 
     finally:
         for handle in handles:
             handle.remove()
-    idle = [path for path in paths if path not in seen]
+    idle = [path for path in wanted if path not in seen]
     raise RequestError(f"the forward pass never runs {', '.join(idle)}; take a layer on its way")
 
 
@@ -82,6 +86,8 @@ def replaced(model: nn.Module, path: str, replace: Callable[[Tensor], Tensor]) -
     def put(module: nn.Module, inputs: Any, output: Any) -> Any:
         found = _output(output, path)
         changed = replace(found).to(found.dtype)
+        if isinstance(output, list):
+            return [changed, *output[1:]]
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = find_layer(model, path).register_forward_hook(put)

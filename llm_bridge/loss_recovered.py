@@ -19,6 +19,7 @@ from llm_bridge.autoencoder import Autoencoder
 from llm_bridge.hooks import replaced
 from llm_bridge.models import LanguageModel
 from llm_bridge.texts import pad
+from simulator.checks import whole
 from simulator.errors import RequestError
 
 
@@ -70,8 +71,11 @@ def loss_recovered(
         progress: called with (contexts done, contexts in all).
 
     Raises:
-        RequestError: no context, or a layer of another width.
+        RequestError: no context, or a layer, an autoencoder and a mean that differ in width.
     """
+    whole("batch", batch, 1)
+    if np.shape(mean) != (autoencoder.d,):
+        raise RequestError(f"the mean has shape {np.shape(mean)}; this autoencoder needs ({autoencoder.d},)")
     contexts = [part for part in contexts if len(part) > 2]
     if not contexts:
         raise RequestError("no context of at least three tokens to measure the model's loss on")

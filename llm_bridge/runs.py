@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llm_bridge.autoencoder import Autoencoder
+from simulator.checks import whole
 from simulator.errors import RequestError
 from simulator.storage import load_tensors
 
@@ -48,13 +49,13 @@ def load_run(folder: Path) -> tuple[Autoencoder, dict[str, Any]]:
     """The autoencoder of a folder, and what is known about it.
 
     Returns:
-        Autoencoder, and result.json of a run, or for a SAELens folder {"config": cfg.json}.
+        Autoencoder, and result.json of a run, or for a SAELens folder {"saelens": cfg.json}.
 
     Raises:
         RequestError: no finished run and no SAELens folder, a damaged one, or a run that diverged.
     """
     folder = Path(folder)
-    if (folder / SAELENS).is_file():
+    if not (folder / RESULT).is_file() and (folder / SAELENS).is_file():
         from llm_bridge.saelens import read_saelens
 
         autoencoder, known = read_saelens(folder)
@@ -64,15 +65,11 @@ def load_run(folder: Path) -> tuple[Autoencoder, dict[str, Any]]:
             f"{folder} holds no finished run ({RESULT} and {FIT}) and no SAELens folder ({SAELENS}); "
             "sae-recovery train makes a run"
         )
-    try:
-        result = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):
-        raise RequestError(f"{folder / RESULT} is damaged; remove it and train again") from None
+    result = _result(folder / RESULT)
     tensors, header = load_tensors(folder / FIT)
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    if not all(np.isfinite(value).all() for value in arrays.values()):
+    arrays, training = _checked(tensors, header, folder / FIT)
+    if header.get("status") == "diverged" or not all(np.isfinite(value).all() for value in arrays.values()):
         raise RequestError(f"the run in {folder} diverged; train again with a lower --learning-rate")
-    training = _training(header, folder)
     method = training["method"]
     return of_network(
         arrays["W"], arrays["a"], arrays["b"], arrays["b_pre"],
@@ -82,11 +79,36 @@ def load_run(folder: Path) -> tuple[Autoencoder, dict[str, Any]]:
     ), result  # fmt: skip
 
 
-def _training(header: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    training = header.get("training")
-    if not isinstance(training, Mapping) or "method" not in training or "activation" not in training:
-        raise RequestError(f"{folder / FIT} does not say how it was trained; train again")
-    return training
+def _result(file: Path) -> dict[str, Any]:
+    """result.json of a single run, with all that is read from it later."""
+    try:
+        result = json.loads(file.read_text())
+        config, origin = result["config"], result.get("origin", {})
+        method_text(result)
+        if not all(isinstance(part, dict) for part in (config["data"], origin)):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise RequestError(f"{file} is damaged or no result of a run; train again into another folder") from None
+    return result
+
+
+def _checked(
+    tensors: Mapping[str, Any], header: Any, file: Path
+) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:  # fmt: skip
+    """The arrays of a fit, shapes known to fit, and how it was trained."""
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    M, d = arrays["W"].shape if "W" in arrays and arrays["W"].ndim == 2 else (0, 0)
+    shapes = {"W": (M, d), "a": (M,), "b": (M,), "b_pre": (d,)} | ({"offset": (d,)} if "offset" in arrays else {})
+    if not M or any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):
+        raise RequestError(f"{file} holds no W (M x d) with its a, b and b_pre; train again into another folder")
+    try:
+        training = header["training"]
+        known = (training["activation"], training["normalise"], training["method"]["type"])
+        if known[2] == "TopK":
+            whole("k", training["method"]["k"], 1, M)
+    except (KeyError, TypeError):
+        raise RequestError(f"{file} does not say how it was trained; train again into another folder") from None
+    return {name: arrays[name] for name in shapes}, training
 
 
 def method_text(result: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_bridge.capture import activations, choose_dtype
+from llm_bridge.capture import activations, choose_dtype, dtype_of
+from llm_bridge.hooks import find_layer
 from llm_bridge.models import LanguageModel, load_model
 from llm_bridge.store import INDEX, Store
 from llm_bridge.texts import Text
@@ -73,7 +74,7 @@ class GroupedSource:
     def __init__(self) -> None:
         self._epoch, self._edges = -1, np.zeros(1, np.int64)
         self._held: tuple[int, int] = (-1, -1)
-        self._rows = np.empty((0, 0), np.float32)
+        self._rows, self._shuffle = np.empty((0, 0), np.float32), np.empty(0, np.int64)
 
     def _group_sizes(self, epoch: int) -> np.ndarray:
         raise NotImplementedError
@@ -82,13 +83,15 @@ class GroupedSource:
         """Rows of a group as they are stored, in any fixed order, (rows, d) float32."""
         raise NotImplementedError
 
-    def _group(self, epoch: int, group: int) -> np.ndarray:
+    def _part(self, epoch: int, group: int, first: int, size: int) -> np.ndarray:
+        """At most `size` rows of a group from the place `first` of its shuffled order on."""
         if self._held != (epoch, group):
-            self._rows = np.empty((0, 0), np.float32)  # let go of the old group before the new one is read
-            rows = self._load(epoch, group)
-            self._rows = rows[stream(self.seed, "rows", epoch, group).permutation(len(rows))]
+            # Let go of the old group before the new one is read.
+            self._held, self._rows = (-1, -1), np.empty((0, 0), np.float32)
+            self._rows = self._load(epoch, group)
+            self._shuffle = stream(self.seed, "rows", epoch, group).permutation(len(self._rows))
             self._held = epoch, group
-        return self._rows
+        return self._rows[self._shuffle[first : first + size]]
 
     def batch(self, t: int, size: int) -> Tensor:
         """Batch t, shape (size, d), float32, centred."""
@@ -99,8 +102,9 @@ class GroupedSource:
                 self._epoch, self._edges = epoch, np.concatenate([[0], np.cumsum(self._group_sizes(epoch))])
             group = int(np.searchsorted(self._edges, inside, side="right")) - 1
             first = inside - int(self._edges[group])
-            part = self._group(epoch, group)[first : first + size]
-            parts.append(part - self.offset)
+            part = self._part(epoch, group, first, size)
+            part -= self.offset
+            parts.append(part)
             position, size = position + len(part), size - len(part)
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
@@ -121,7 +125,7 @@ class StoredSource(GroupedSource):
         centre: take the mean off.
 
     Raises:
-        RequestError: fewer than two rows, rows that are not finite, or all equal.
+        RequestError: fewer than 40 rows, or a mean that is not finite.
     """
 
     def __init__(self, rows: Rows, seed: int, centre: bool = True) -> None:
@@ -176,7 +180,7 @@ class StoredSource(GroupedSource):
 
     def evaluation(self, samples: int, seed: int) -> np.ndarray:
         """Up to `samples` held-out rows, centred, (rows, d) float32."""
-        rows = self.evaluation_rows(samples, seed)
+        rows = self.evaluation_rows(whole("samples", samples, 1), seed)
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         parts = [self.rows.read(int(part[0]), int(part[-1]) + 1) for part in np.split(rows, breaks)]
         return np.concatenate(parts) - self.offset
@@ -211,6 +215,7 @@ class LiveSource(GroupedSource):
         super().__init__()
         self.model, self.layer, self.text, self.seed, self.centre = model, layer, text, seed, centre
         self.dtype, self.name = dtype, f"{model.name}, {layer}"
+        find_layer(model.model, layer)
         train: list[list[np.ndarray]] = []
         held: list[list[np.ndarray]] = []
         rows = 0
@@ -228,7 +233,8 @@ class LiveSource(GroupedSource):
         self.N = int(self._counts.sum())
         self._evaluation = np.concatenate([self._forward(batch) for batch in held])
         self.d = self._evaluation.shape[1]
-        self.offset = self._evaluation.mean(axis=0) if centre else np.zeros(self.d, np.float32)
+        mean = self._evaluation.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.offset = mean if centre else np.zeros(self.d, np.float32)
 
     def _forward(self, contexts: Sequence[np.ndarray]) -> np.ndarray:
         return activations(self.model, [self.layer], contexts).matrices[self.layer].float().numpy()
@@ -244,7 +250,7 @@ class LiveSource(GroupedSource):
 
     def evaluation(self, samples: int, seed: int) -> np.ndarray:
         """Up to `samples` held-out rows, centred, (rows, d) float32."""
-        chosen = stream(seed, "evaluation").permutation(len(self._evaluation))[:samples]
+        chosen = stream(seed, "evaluation").permutation(len(self._evaluation))[: whole("samples", samples, 1)]
         return self._evaluation[chosen] - self.offset
 
     def config(self) -> dict[str, Any]:
@@ -292,9 +298,11 @@ class LiveActivations:
     def source(self, seed: int) -> LiveSource:
         """The batches; loads the model."""
         whole("tokens", self.tokens, 1)
-        dtype = choose_dtype(self.dtype)
-        model = self.loaded() if self.loaded is not None else load_model(self.model, dtype, revision=self.revision)
-        return LiveSource(model, self.layer, self.text, self.tokens, seed, dtype, self.centre)
+        if self.loaded is not None:
+            model = self.loaded()
+        else:
+            model = load_model(self.model, choose_dtype(self.dtype), revision=self.revision)
+        return LiveSource(model, self.layer, self.text, self.tokens, seed, dtype_of(model), self.centre)
 
     @property
     def label(self) -> str:

@@ -28,6 +28,7 @@ INDEX = "index.json"
 FORMAT = "sae-recovery activations 1"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MARKS = ("token_ids", "positions", "contexts", "first_tokens")
+_KINDS = {"BF16": np.uint16, "F32": np.float32, "I32": np.int32}
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -41,11 +42,36 @@ def read_index(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         index = json.loads(file.read_text())
-        if index["format"] != FORMAT or not isinstance(index["shards"], list):
+        checksum = index.pop("sha256", None)
+        if checksum is not None and checksum != _checksum(index):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
+        _refuse_malformed(index)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise RequestError(f"{file} is damaged or no index of {FORMAT}; capture the store again") from None
     return index
+
+
+def _checksum(index: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index).encode()).hexdigest()
+
+
+def _refuse_malformed(index: Mapping[str, Any]) -> None:
+    """ValueError, TypeError or LookupError where an index does not fit together."""
+    layers, shards, rows = index["layers"], index["shards"], index["rows"]
+    counts = [rows, index["contexts"], index["batches"], *layers.values(), *(shard["rows"] for shard in shards)]
+    fits = (
+        index["format"] == FORMAT
+        and index["dtype"] in DTYPES
+        and len(layers) > 0
+        and isinstance(index["complete"], bool)
+        and all(isinstance(count, int) for count in counts)
+        and rows == sum(shard["rows"] for shard in shards)
+        and all(Path(shard["file"]).name == shard["file"] and len(shard["sha256"]) == 64 for shard in shards)
+        and all(len(index["statistics"][path]["sum"]) == d for path, d in layers.items())
+        and (rows == 0 or all(len(index["mean"][path]) == d for path, d in layers.items()))
+    )
+    if not fits:
+        raise ValueError
 
 
 class StoreWriter:
@@ -99,7 +125,8 @@ class StoreWriter:
         if rows:
             self.index["mean"] = {p: [x / rows for x in v["sum"]] for p, v in self.index["statistics"].items()}
             self.index["scale"] = {p: _scale(v, rows) for p, v in self.index["statistics"].items()}
-        write_atomically(self.folder / INDEX, (json.dumps(self.index) + "\n").encode())
+        signed = {"sha256": _checksum(self.index), **self.index}
+        write_atomically(self.folder / INDEX, (json.dumps(signed) + "\n").encode())
 
 
 def _scale(statistics: Mapping[str, Any], rows: int) -> float:
@@ -158,7 +185,12 @@ class Store:
                 raise RequestError(
                     f"{file} is damaged (its checksum is not the one in {INDEX}); restore it, or capture again"
                 )
-            for name, place in _header(file).items():
+            places, rows = _header(file), shard["rows"]
+            shapes = {self.layer: (rows, self.d)} | dict.fromkeys(MARKS[:3], (rows,))
+            for name in (self.layer, *MARKS):
+                place = places.get(name)
+                if place is None or place.dtype not in _KINDS or place.shape != shapes.get(name, place.shape):
+                    raise RequestError(f"{file} does not hold what {INDEX} says of it ({name}); capture again")
                 self._places[number, name] = place
 
     @property
@@ -180,6 +212,8 @@ class Store:
 
     def marks(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """token_ids, positions or contexts of rows, (rows,) int32."""
+        if name not in MARKS[:3]:
+            raise RequestError(f"{name!r} is no mark of rows; there are {', '.join(MARKS[:3])}")
         return self._read(name, start, self.N if stop is None else stop)
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -200,6 +234,8 @@ class Store:
         contexts, tokens = self.marks("contexts"), self.marks("token_ids")
         edges = np.searchsorted(contexts, np.arange(len(firsts) + 1))
         numbers = range(len(firsts)) if wanted is None else [int(number) for number in wanted]
+        if len(outside := [c for c in numbers if not 0 <= c < len(firsts)]):
+            raise RequestError(f"context {outside[0]} of {self.name}; it has 0 to {len(firsts) - 1}")
         return [np.concatenate([firsts[c : c + 1], tokens[edges[c] : edges[c + 1]]]) for c in numbers]
 
     def _whole(self, shard: int, name: str) -> np.ndarray:
@@ -217,19 +253,21 @@ def _header(file: Path) -> dict[str, _Place]:
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
+            if length > file.stat().st_size:
+                raise ValueError
             header = json.loads(opened.read(length))
         return {
             name: _Place(file, 8 + length + at["data_offsets"][0], at["dtype"], tuple(at["shape"]))
             for name, at in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, struct.error, OverflowError, MemoryError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         raise RequestError(f"{file} is no readable shard; restore it, or capture the store again") from None
 
 
 def _rows(place: _Place, start: int, stop: int) -> np.ndarray:
     """Rows of a tensor by plain reads, so that memory stays bounded by what is asked for."""
-    kind = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "I32": np.int32}[place.dtype]
+    kind = _KINDS[place.dtype]
     width = int(np.prod(place.shape[1:], dtype=np.int64))
     size = np.dtype(kind).itemsize
     with place.path.open("rb") as opened:

@@ -14,7 +14,7 @@ from simulator.errors import RequestError
 from simulator.rng import stream
 
 STANDARD_LIBRARY = "stdlib"
-_LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 _WINDOW = 64
 """Batches within which contexts are sorted by length."""
 
@@ -51,8 +51,11 @@ class Text:
         """SHA-256 of the contents of all files, in the order in which they are named."""
         digest = hashlib.sha256()
         for path in self.paths:
-            with path.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            try:
+                with path.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+            except OSError as error:
+                raise RequestError(f"cannot read {path}: {error.strerror}") from None
         return digest.hexdigest()
 
     def contexts(self, tokenizer: Any) -> Iterator[np.ndarray]:
@@ -61,7 +64,11 @@ class Text:
         Without special tokens: a context is exactly a stretch of the text.
         """
         for number in stream(self.seed, "documents").permutation(len(self.paths)):
-            text = self.paths[number].read_text(encoding="utf-8", errors="replace")
+            path = self.paths[number]
+            try:
+                text = path.read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise RequestError(f"cannot read {path}: {error.strerror}") from None
             tokens = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
             for start in range(0, len(tokens), self.context):
                 part = tokens[start : start + self.context]
@@ -116,7 +123,11 @@ def _files(name: str) -> list[Path]:
         return [p for p in sorted(root.rglob("*.py")) if not _LEFT_OUT & set(p.relative_to(root).parts)]
     path = Path(name).expanduser()
     if path.is_dir():
-        return [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        return [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
     if not path.is_file():
         raise RequestError(f"{name} is no file and no folder; name text files, or stdlib for Python's own source")
     return [path]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

@@ -226,3 +226,13 @@ def test_figure_where_nothing_was_learned(tmp_path):
     short = write_figure(some, table, tmp_path / "f", "proxies")
     assert (short["no estimate"] == 1).all()
     assert not short["trusted"].any()
+
+
+def test_too_little_energy_is_greyed():
+    """Two of twenty features found: a tenth of the energy, less than any planted world had."""
+    W, codes = np.eye(20), sparse.csr_array(np.eye(20)[np.arange(2_000) % 20])
+    found = proxies(W, codes, mcs=np.where(np.arange(20) < 2, 1.0, 0.0), mean=np.full(20, 0.05))
+    assert found.coverage == pytest.approx(0.1)
+    assert all("carry 10% of the energy" in row.note for row in found.rows())
+    whole = proxies(W, codes, mcs=np.ones(20), mean=np.full(20, 0.05))
+    assert not any("carry" in row.note for row in whole.rows())
