@@ -18,6 +18,7 @@ from llm_bridge.dashboard import collect_neurons, logit_effects, write_dashboard
 from llm_bridge.evaluate import Column, data_of, evaluate, fits, model_of, neurons_table
 from llm_bridge.measures import measure
 from llm_bridge.models import LanguageModel
+from llm_bridge.proxies import TRUSTED
 from llm_bridge.runs import load_run, method_text
 from llm_bridge.saelens import write_saelens
 from llm_bridge.sources import StoredSource, open_rows
@@ -29,6 +30,7 @@ from simulator.devices import torch_threads
 
 Tell = Callable[[str], None]
 
+WRITERS = ("mlp", "self_attn", "attn", "attention", "o_proj", "down_proj", "c_proj", "dense_4h_to_h", "fc2", "out_proj")
 METRICS = {
     "loss": "normalised loss",
     "explained_variance": "explained variance",
@@ -134,6 +136,10 @@ def run_evaluate(options: Evaluate, tell: Tell) -> tuple[dict[str, Any], str]:
     ]
     text += [table_text(estimates)] if len(estimates) else []
     text += [f"none for {one.label}: {one.why}" for one in columns if one.estimates is None]
+    text += [
+        f"greyed: all of {one.label}: {one.estimates.doubt}"
+        for one in columns if one.estimates is not None and one.estimates.doubt
+    ]  # fmt: skip
     text += ["", *notes] if (notes := [f"{one.label}: {note}" for one in columns for note in one.notes]) else []
     return result, "\n".join([*text, "", f"Tables: {folder}"])
 
@@ -161,8 +167,11 @@ def proxies_table(columns: list[Column]) -> pd.DataFrame:
     told = [(column.label, column.estimates.rows()) for column in columns if column.estimates is not None]
     rows = []
     for same in zip(*(found for _, found in told), strict=True):
-        notes = "; ".join(dict.fromkeys(row.note for row in same))
-        row: dict[str, Any] = {"quantity": same[0].quantity, "rank correlation": same[0].correlation, "note": notes}
+        sure = same[0].correlation >= TRUSTED
+        note = "trusted" if sure else f"greyed: {same[0].correlation:.2f}"
+        if all(column.estimates.doubt for column in columns if column.estimates is not None):
+            note = "greyed: see below"
+        row: dict[str, Any] = {"quantity": same[0].quantity, "rank correlation": same[0].correlation, "note": note}
         for (label, _), one in zip(told, same, strict=True):
             row[label] = float(one.estimate)
             row[f"slack, {label}"] = one.slack
@@ -223,8 +232,13 @@ def _refuse_other_page(file: Path) -> None:
 
 
 def _effects(model: LanguageModel, autoencoder: Autoencoder, neurons: np.ndarray, layer: str) -> Any:
-    """Logit effects, where the layer writes into the residual stream."""
-    if model.unembedding.shape[1] != autoencoder.d:
+    """Logit effects, where the layer writes into the residual stream: a block, its attention or MLP, or their output.
+
+    Told by the module's name, for queries, say, can have the same width.
+    """
+    last = layer.rsplit(".", 1)[-1]
+    writes = last.isdigit() or last in WRITERS
+    if not writes or model.unembedding.shape[1] != autoencoder.d:
         return None
     return logit_effects(autoencoder.decoder[neurons], model.unembedding, model.final_norm)
 

@@ -80,8 +80,8 @@ REAL = {
     "tiny": replace(SIZES["tiny"], topk=(2, 4, 8), p=(0.02, 0.05, 0.1), l1=(0.01, 0.003, 0.001), chosen_l1=0.003),
     "small": replace(
         SIZES["small"], steps=1_000, topk=(16, 32, 64), p=(0.005, 0.01, 0.02),
-        l1=(0.02, 0.01, 0.003, 0.001),
-        gba=((0.03, 1e-3), (0.1, 1e-4), (0.1, 1e-3)), chosen_k=32, chosen_l1=0.003, buffer=1_024,
+        l1=(0.01, 0.003, 0.001), gba=((0.03, 1e-3), (0.1, 1e-4), (0.1, 1e-3), (0.5, 1e-2)),
+        chosen_k=32, chosen_l1=0.003, buffer=1_024,
     ),
     "paper": SIZES["paper"],
 }  # fmt: skip

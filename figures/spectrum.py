@@ -42,7 +42,7 @@ def draw_spectrum(table: pd.DataFrame, estimates: Proxies | None, targets: np.nd
     if estimates is not None:
         values = estimates.values()
         for name, words in (("htf", "HTF"), ("ltf", "LTF")):
-            sure = trusted(name) and not estimates.unknown
+            sure = trusted(name) and not estimates.doubt
             told = f"suggested {words} {values[name]:.2g}" + ("" if sure else " (greyed)")
             axis.axvline(values[name], color=ACCENT if sure else "#999999", lw=1, ls="--", label=told)
     axis.set_xscale("log")

@@ -183,16 +183,23 @@ class Proxies:
         }  # fmt: skip
         return found | {name: one.slack for name, one in self.slacks().items()}
 
+    @property
+    def doubt(self) -> str:
+        """Why nothing here can be trusted; empty where the rank correlations apply."""
+        if "second seed" in self.unknown:
+            return "no second seed to tell features from noise"
+        if self.coverage < LEAST_COVERAGE:
+            return f"the features found carry {self.coverage:.0%} of the energy, in planted worlds >= 20%"
+        return ""
+
     def rows(self) -> list[Row]:
         """One row per proxy; those that did not follow the truth on planted worlds are greyed, with the number."""
         slacks, rows = self.slacks(), []
         for name, value in self.values().items():
             one = slacks.get(name)
             note = "trusted" if trusted(name) else f"greyed: rank correlation {CALIBRATION[name]:.2f}"
-            if "second seed" in self.unknown:
-                note = "greyed: no second seed to tell features from noise"
-            elif self.coverage < LEAST_COVERAGE:
-                note = f"greyed: the features found carry {self.coverage:.0%} of the energy, in planted worlds >= 20%"
+            if self.doubt:
+                note = f"greyed: {self.doubt}"
             elif "mean" in self.unknown and name.startswith(("coherence", "V1")):
                 note = "greyed: no mean of the inputs"
             measured, slack = (value, None) if one is None else (one.measured, one.slack)

@@ -68,6 +68,10 @@ def test_every_row_once_per_epoch(N, size, small_groups):
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.setdiff1d(np.arange(N), held))
     assert all((one != other).any() for one, other in itertools.pairwise(orders))
+    if N == 20_000 and size == 64:  # other pages come together in the next epoch
+        later = numbers(source, [source.batch(t, 64) for t in range(-(-source.N // 64), 2 * source.N // 64)])
+        groups = [set(order[: 3 * 256] // 256) for order in (orders[0], later)]
+        assert groups[0] != groups[1] and len(groups[0]) == 4
 
 
 def test_a_batch_depends_on_its_number_only(small_groups):

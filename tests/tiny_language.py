@@ -11,40 +11,10 @@ VOCABULARY, WIDTH, LAYERS = 300, 16, 3
 END = "<|endoftext|>"
 _MERGES = ("t h", "th e", "a n", "an d", "i n", "e r", "o f", "Ġ the", "Ġ and", "Ġ of")
 
-_WORDS = [
-    "the",
-    "river",
-    "and",
-    "the",
-    "stone",
-    "of",
-    "an",
-    "old",
-    "mill",
-    "turn",
-    "in",
-    "winter",
-    "when",
-    "ice",
-    "and",
-    "snow",
-    "hold",
-    "the",
-    "wheel",
-    "still",
-    "until",
-    "thaw",
-    "brings",
-    "water",
-    "grain",
-    "flour",
-    "bread",
-    "then",
-    "evening",
-    "over",
-    "quiet",
-    "fields",
-]
+_STORY = (
+    "the river and the stone of an old mill turn in winter when ice and snow hold the wheel still "
+    "until thaw brings water grain flour bread then evening over quiet fields"
+)
 
 
 def tiny_model(folder: Path) -> Path:
@@ -92,11 +62,11 @@ def tiny_text(folder: Path, scale: int = 1) -> Path:
     one that is not UTF-8, one in a subfolder and a hidden file that is not text; returns the folder."""
     folder = Path(folder)
     (folder / "more").mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(7)
+    generator, vocabulary = np.random.default_rng(7), _STORY.split()
     for number, length in enumerate((9, 40, 150, 300, 60, 5)):
-        words = generator.choice(_WORDS, length * scale)
+        words = generator.choice(vocabulary, length * scale)
         (folder / f"document-{number}.txt").write_text(" ".join(words) + ".\n")
-    (folder / "more" / "deep.txt").write_text(" ".join(generator.choice(_WORDS, 200 * scale)) + "\n")
+    (folder / "more" / "deep.txt").write_text(" ".join(generator.choice(vocabulary, 200 * scale)) + "\n")
     (folder / "empty.txt").write_text("")
     (folder / "one-token.txt").write_text("x")
     (folder / "not-utf8.txt").write_bytes(b"caf\xe9 \xff\xfe and the snow\n")
