@@ -9,9 +9,7 @@ import hashlib
 import json
 import logging
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +22,7 @@ from llm_bridge.sources import LiveActivations, StoredActivations
 from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, World, fit
 from simulator.checks import whole
 from simulator.config import NUMBERS, difference, fingerprint, to_config
-from simulator.storage import load_tensors, save_tensors, write_atomically
+from simulator.storage import claimed, load_tensors, save_tensors, write_atomically
 from simulator.train import Observer
 from simulator.training import start_directions
 from theory.alignment import follow
@@ -105,44 +103,6 @@ class Cell:
         if self.dictionary_seed is not None:
             config["dictionary_seed"] = self.dictionary_seed
         return config if self.watch is None else config | {"watch": to_config(self.watch)}
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold the folder: a second process that wants it is refused, a killed one leaves nothing behind.
-
-    Args:
-        folder: made if needed.
-        patience: seconds to wait for another process to let go.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise RequestError(f"cannot use the folder {folder}: {reason}; name a folder with write access") from None
-    try:
-        try:
-            import fcntl
-
-            deadline = time.monotonic() + patience
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise
-                    time.sleep(0.1)
-        except ImportError:
-            logger.info("no file locks on this platform: do not run one folder twice at a time")
-        except OSError:
-            raise RequestError(f"another process is working in {folder}; wait for it or name another folder") from None
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
-        yield
-    finally:
-        os.close(handle)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ a hundred times that of the others), and so is padding. The same command continu
 more tokens extends a finished one; batches do not depend on where it stopped.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from llm_bridge.texts import Text, pad
 from simulator.checks import whole
 from simulator.config import difference
 from simulator.errors import RequestError
+from simulator.storage import claimed
 
 CONTROLS = ("none", "random-model", "shuffled-tokens")
 DROPPED = "padding and position 0 of every context"
@@ -172,12 +174,13 @@ def capture(
             raise RequestError(f"{out} holds another capture ({difference(there, wanted)}); name another folder")
         if known["complete"] and (known["rows"] >= tokens or known["exhausted"]):
             return Captured(known["rows"], 0, 0.0, known["rows"] < tokens)
-    return _run(model, list(layers), text, tokens, out, identity | place, dtype, progress)
+    with contextlib.ExitStack() as held:
+        return _run(model, list(layers), text, tokens, out, identity | place, dtype, progress, held)
 
 
 def _run(
     model: LanguageModel, layers: list[str], text: Text, tokens: int, out: Path, identity: dict[str, Any],
-    dtype: str, progress: Callable[[int, float], None] | None,
+    dtype: str, progress: Callable[[int, float], None] | None, held: contextlib.ExitStack,
 ) -> Captured:  # fmt: skip
     batch, shard_rows = identity["batch"], identity["shard_rows"]
     batches = text.batches(model.tokenizer, batch)
@@ -193,11 +196,17 @@ def _run(
             return Captured(before, 0, 0.0, False)
         writer.index |= {"complete": False}
     pending: list[Batch] = []
+    locked = False
     rows, began = before, time.perf_counter()
     for number, contexts in enumerate(_chain(first, batches)):
         if writer is not None and number < writer.index["batches"]:
             continue
         pending.append(activations(model, layers, contexts))
+        if not locked:  # only now, so that a request that cannot be met leaves no folder behind
+            locked = True
+            held.enter_context(claimed(out))
+            if read_index(out) != known:
+                raise RequestError(f"another process has written to {out} meanwhile; run the same command again")
         rows += len(pending[-1].marks["token_ids"])
         if writer is None:
             widths = {path: matrix.shape[1] for path, matrix in pending[0].matrices.items()}

@@ -4,11 +4,14 @@ A file is written under a temporary name in the same folder, flushed to disk and
 process killed at any moment leaves either the old file or the new one.
 """
 
+import contextlib
 import json
+import logging
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simulator.errors import RequestError
+
+logger = logging.getLogger(__name__)
 
 _HEADER = "sae-recovery"
 _TYPES = {
@@ -30,6 +35,44 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the folder: a second process that wants it is refused, a killed one leaves nothing behind.
+
+    Args:
+        folder: made if needed.
+        patience: seconds to wait for another process to let go.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RequestError(f"cannot use the folder {folder}: {reason}; name a folder with write access") from None
+    try:
+        try:
+            import fcntl
+
+            deadline = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(0.1)
+        except ImportError:
+            logger.info("no file locks on this platform: do not run one folder twice at a time")
+        except OSError:
+            raise RequestError(f"another process is working in {folder}; wait for it or name another folder") from None
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -61,7 +104,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}; free some space or name another folder") from None
+        reason = error.strerror or error  # numpy writes arrays without an errno
+        raise RequestError(f"cannot write {path}: {reason}; free some space or name another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
 

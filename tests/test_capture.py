@@ -18,6 +18,7 @@ from llm_bridge.models import load_model
 from llm_bridge.store import Store, read_index
 from llm_bridge.texts import Text
 from simulator import RequestError
+from simulator.storage import claimed
 
 # Executed in another order than named: a whole decoder layer, the attention (puts out a tuple), an MLP.
 LAYERS = ("model.layers.2.mlp", "model.layers.0.self_attn", "model.layers.1")
@@ -271,7 +272,7 @@ def test_no_space_left(whole_store, models, text, tmp_path, monkeypatch):
             run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list((tmp_path / "s").iterdir())
+    assert [file.name for file in (tmp_path / "s").iterdir()] == [".lock"]
     fsync, left = os.fsync, [6]
 
     def full(handle):
@@ -288,6 +289,8 @@ def test_no_space_left(whole_store, models, text, tmp_path, monkeypatch):
         assert len(Store(tmp_path / "s", LAYERS[0]).index["shards"]) == shard - 1
         left[0] = 0
     monkeypatch.setattr(os, "fsync", fsync)
+    with claimed(tmp_path / "s"), pytest.raises(RequestError, match="another process is working in"):
+        run()
     run()
     assert files(tmp_path / "s") == files(whole_store)
 
@@ -374,7 +377,7 @@ def test_requests_that_cannot_be_met(models, text, tmp_path):
         ({"dtype": "bf16"}, "was loaded in fp32, not in bf16"),
         ({"model": half}, "load it in fp32 or bf16"),
         ({"out": tmp_path / "file"}, "is a file; name a folder"),
-        ({"out": tmp_path / "file" / "below"}, "cannot write"),
+        ({"out": tmp_path / "file" / "below"}, "cannot use the folder"),
     ]
     for changes, message in cases:
         request = {"model": model, "layers": LAYERS, "text": text, "tokens": 100, "out": tmp_path / "s"} | changes
