@@ -5,7 +5,6 @@ means that everything else is complete; until then a checkpoint lets the same co
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -22,7 +21,7 @@ from llm_bridge.sources import LiveActivations, StoredActivations
 from simulator import ActivationMatrix, Fit, RequestError, Sample, Training, World, fit
 from simulator.checks import whole
 from simulator.config import NUMBERS, difference, fingerprint, to_config
-from simulator.storage import claimed, load_tensors, save_tensors, write_atomically
+from simulator.storage import claimed, digest, load_tensors, save_tensors, write_atomically
 from simulator.train import Observer
 from simulator.training import start_directions
 from theory.alignment import follow
@@ -216,12 +215,6 @@ def run_cell(
         write_json(folder / RESULT, result)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return json.loads(json.dumps(plain(result)))
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    with file.open("rb") as stream_:
-        return hashlib.file_digest(stream_, "sha256").hexdigest()
 
 
 def intact(folder: Path, config: dict[str, Any], needs: Sequence[str] = ()) -> dict[str, Any] | None:

@@ -6,8 +6,9 @@ more tokens extends a finished one; batches do not depend on where it stopped.
 """
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def _run(
     pending: list[Batch] = []
     locked = False
     rows, began = before, time.perf_counter()
-    for number, contexts in enumerate(_chain(first, batches)):
+    for number, contexts in enumerate(itertools.chain([first], batches)):
         if writer is not None and number < writer.index["batches"]:
             continue
         pending.append(activations(model, layers, contexts))
@@ -224,11 +225,6 @@ def _run(
     exhausted = rows < tokens
     writer.save(complete=True, exhausted=exhausted)
     return Captured(rows, rows - before, time.perf_counter() - began, exhausted)
-
-
-def _chain(first: list[np.ndarray], rest: Iterator[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    yield first
-    yield from rest
 
 
 def _flush(writer: StoreWriter, pending: Sequence[Batch]) -> None:

@@ -23,6 +23,7 @@ import torch
 from simulator.devices import choose_device
 from simulator.errors import RequestError
 from simulator.rng import stream
+from simulator.storage import digest
 
 logger = logging.getLogger(__name__)
 
@@ -162,12 +163,11 @@ def _refuse_incomplete(folder: Path) -> None:
 
 def _fingerprint(folder: Path) -> str:
     """SHA-256 of configuration, weights and tokenizer of a model folder."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+        found.update(file.name.encode())
+        found.update(bytes.fromhex(digest(file)))
+    return found.hexdigest()
 
 
 def _random_model(transformers: Any, place: str | Path, revision: str | None, seed: int, dtype: torch.dtype) -> Any:

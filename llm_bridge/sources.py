@@ -310,11 +310,6 @@ class LiveActivations:
         return f"{Path(self.model).name}-{self.layer}"
 
 
-def is_store(folder: Path) -> bool:
-    """Whether a path is a folder with activations (ours or SAELens')."""
-    return Path(folder).is_dir()
-
-
 def open_rows(folder: Path, layer: str | None = None, *, verify: bool = True) -> Rows:
     """Rows of a folder: our store, or a data set that SAELens cached.
 

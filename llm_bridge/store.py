@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from llm_bridge.models import DTYPES
 from simulator.errors import RequestError
-from simulator.storage import save_tensors, write_atomically
+from simulator.storage import digest, save_tensors, write_atomically
 
 INDEX = "index.json"
 FORMAT = "sae-recovery activations 1"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MARKS = ("token_ids", "positions", "contexts", "first_tokens")
 _KINDS = {"BF16": np.uint16, "F32": np.float32, "I32": np.int32}
 
@@ -110,7 +109,7 @@ class StoreWriter:
             exact = stored[path].double()
             total = np.asarray(known["sum"]) + exact.sum(dim=0).numpy()
             statistics[path] = {"sum": total.tolist(), "energy": known["energy"] + float(exact.square().sum())}
-        shard = {"file": name, "rows": rows, "sha256": _digest(self.folder / name)}
+        shard = {"file": name, "rows": rows, "sha256": digest(self.folder / name)}
         self.index = self.index | {
             "rows": self.index["rows"] + rows, "contexts": self.index["contexts"] + len(marks["first_tokens"]),
             "batches": self.index["batches"] + batches, "shards": [*self.index["shards"], shard],
@@ -181,7 +180,7 @@ class Store:
             file = self.folder / shard["file"]
             if not file.is_file():
                 raise RequestError(f"{file} is missing; restore it, or capture the store again into a new folder")
-            if verify and _digest(file) != shard["sha256"]:
+            if verify and digest(file) != shard["sha256"]:
                 raise RequestError(
                     f"{file} is damaged (its checksum is not the one in {INDEX}); restore it, or capture again"
                 )
@@ -241,11 +240,6 @@ class Store:
     def _whole(self, shard: int, name: str) -> np.ndarray:
         place = self._places[shard, name]
         return _rows(place, 0, place.shape[0])
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _header(file: Path) -> dict[str, _Place]:

@@ -5,6 +5,7 @@ process killed at any moment leaves either the old file or the new one.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -73,6 +74,12 @@ def claimed(folder: Path, patience: float = 0.0) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with file.open("rb") as stream_:
+        return hashlib.file_digest(stream_, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:

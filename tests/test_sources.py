@@ -10,7 +10,7 @@ from tiny_language import tiny_model, tiny_text
 from llm_bridge import sources
 from llm_bridge.capture import capture
 from llm_bridge.models import load_model
-from llm_bridge.sources import LiveActivations, LiveSource, StoredActivations, StoredSource, is_store, open_rows
+from llm_bridge.sources import LiveActivations, LiveSource, StoredActivations, StoredSource, open_rows
 from llm_bridge.store import Store
 from llm_bridge.texts import Text
 from simulator import BA, GBA, RequestError, Training, fit
@@ -195,7 +195,7 @@ def test_a_store_as_a_source(stored, monkeypatch):
     store = Store(stored)
     monkeypatch.setattr(sources, "GROUP_BYTES", 4 * 256 * store.d * 4)
     source = StoredActivations(stored).source(0)
-    assert is_store(stored) and len(store.index["shards"]) > 5
+    assert stored.is_dir() and len(store.index["shards"]) > 5
     seen = np.concatenate([source.batch(t, 1).numpy() for t in range(source.N)]) + source.offset
     held = held_out(source)
     everything = store.read(0, store.N)
