@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from figures.options import Learner
+from figures.learner import Learner
 
 if TYPE_CHECKING:
     from figures.cells import Activations
@@ -72,8 +72,8 @@ class Train(Learner):
     """With --model: precision of the forward pass."""
     centre: bool = True
     """Take the mean activation off; then every row is scaled to unit norm (--no-normalise: not)."""
-    k: int = 32
-    """Active neurons per sample (topk)."""
+    k: float = 32
+    """Active neurons per sample (topk), or their mean (batch-topk, matryoshka)."""
     l1: float = 0.003
     """Weight of the penalty (l1)."""
     buffer: int = 1_024

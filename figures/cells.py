@@ -247,8 +247,11 @@ def origin(cell: Cell) -> dict[str, Any]:
 
 
 def save_fit(folder: Path, outcome: Fit, offset: np.ndarray | None = None) -> None:
-    """The learned arrays: fit.safetensors with W (M x d), a, b, b_pre, and the offset taken off the activations."""
+    """The learned arrays: fit.safetensors with W (M x d), a, b, b_pre, thresholds that are not zero, and the offset
+    taken off the activations."""
     arrays = {"W": outcome.W, "a": outcome.a, "b": outcome.b, "b_pre": outcome.b_pre}
+    if outcome.threshold.any():
+        arrays["threshold"] = outcome.threshold
     if offset is not None:
         arrays["offset"] = offset
     save_tensors(folder / FIT, arrays, {"training": to_config(outcome.training), "status": outcome.status})

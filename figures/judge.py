@@ -148,7 +148,7 @@ def explain_cell(cell: Cell, folder: Path, feature: int) -> str:
     training = cell.training
     k = training.method.k if isinstance(training.method, TopK) else None
     X = prepare(drawn.X, training)
-    codes = encode(X, saved["W"], saved["b"], saved["b_pre"], training.gate, k)
+    codes = encode(X, saved["W"], saved["b"], saved["b_pre"], training.gate, k, threshold=saved.get("threshold"))
     told = explain(
         feature, drawn.V, saved["W"], frequencies=cell.world.frequencies(), H=drawn.H, codes=codes,
         targets=training.targets(),

@@ -22,6 +22,7 @@ def of_network(
     b_pre: np.ndarray,
     *,
     gate: str,
+    threshold: np.ndarray | None = None,
     k: int | None = None,
     offset: np.ndarray | None = None,
     normalise: bool = True,
@@ -31,6 +32,7 @@ def of_network(
     Args:
         W, a, b, b_pre: (M, d), (M,), (M,), (d,).
         gate: "jumprelu" (the bias only gates) or "relu" (it also shifts).
+        threshold: (M,), a neuron is active where its pre-activation lies above it; None: above 0.
         k: neurons kept per sample (TopK).
         offset: (d,), taken off the activations first.
         normalise: whether the network sees rows of unit norm.
@@ -39,8 +41,11 @@ def of_network(
     jump = gate == "jumprelu"
     if jump and (b > 0).any():
         raise RequestError("a JumpReLU gate with a positive bias lets negative codes through; biases <= 0 are needed")
+    bar = None if threshold is None else np.asarray(threshold, np.float32)
+    if jump:
+        bar = -b if bar is None else bar - b
     return Autoencoder(
-        W, W * a[:, None], np.zeros_like(b) if jump else b, b_pre, threshold=-b if jump else None, k=k,
+        W, W * a[:, None], np.zeros_like(b) if jump else b, b_pre, threshold=bar, k=k,
         offset=None if offset is None else np.asarray(offset, np.float32), rows="unit" if normalise else "none",
     )  # fmt: skip
 
@@ -73,7 +78,7 @@ def load_run(folder: Path) -> tuple[Autoencoder, dict[str, Any]]:
     method = training["method"]
     return of_network(
         arrays["W"], arrays["a"], arrays["b"], arrays["b_pre"],
-        gate="relu" if training["activation"] == "relu" else "jumprelu",
+        gate="relu" if training["activation"] == "relu" else "jumprelu", threshold=arrays.get("threshold"),
         k=method["k"] if method["type"] == "TopK" else None, offset=arrays.get("offset"),
         normalise=training["normalise"],
     ), result  # fmt: skip
@@ -98,7 +103,8 @@ def _checked(
     """The arrays of a fit, shapes known to fit, and how it was trained."""
     arrays = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.is_floating_point()}
     M, d = arrays["W"].shape if "W" in arrays and arrays["W"].ndim == 2 else (0, 0)
-    shapes = {"W": (M, d), "a": (M,), "b": (M,), "b_pre": (d,)} | ({"offset": (d,)} if "offset" in arrays else {})
+    shapes = {"W": (M, d), "a": (M,), "b": (M,), "b_pre": (d,)}
+    shapes |= {name: shape for name, shape in (("offset", (d,)), ("threshold", (M,))) if name in arrays}
     if not M or any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):
         raise RequestError(f"{file} holds no W (M x d) with its a, b and b_pre; train again into another folder")
     try:
@@ -120,7 +126,8 @@ def method_text(result: Mapping[str, Any]) -> str:
     name = method["type"]
     told = {
         "GBA": lambda: f"GBA {method['htf']:g}..{method['ltf']:g} in {method['groups']} groups",
-        "BA": lambda: f"BA p = {method['p']:g}", "TopK": lambda: f"TopK K = {method['k']}",
-        "L1": lambda: f"L1 lambda = {method['weight']:g}",
+        "BA": lambda: f"BA p = {method['p']:g}",
+        **dict.fromkeys(("TopK", "BatchTopK", "Matryoshka"), lambda: f"{name} K = {method['k']:g}"),
+        **dict.fromkeys(("L1", "JumpReLU", "Gated"), lambda: f"{name} lambda = {method['weight']:g}"),
     }.get(name, lambda: name)()  # fmt: skip
     return f"{told}, M = {training['neurons']}"

@@ -19,9 +19,10 @@ def to_config(value: Any) -> Any:
     """`value` as JSON-able data that names types and is the same in every run.
 
     A dataclass becomes {"type": its class name, field: ...}; fields that do not change the numbers are
-    marked with `dataclasses.field(metadata={"config": False})` and left out. Lists and tuples become lists,
-    mappings with string keys become objects. An array becomes {"array": shape, "dtype": ..., "sha256": ...}
-    of its little-endian C-ordered bytes; NumPy scalars become Python numbers.
+    marked with `dataclasses.field(metadata={"config": False})` and left out; so are, at their defaults, fields that
+    are marked "unless default" (they came later, and what was stored before keeps its key). Lists and
+    tuples become lists, mappings with string keys become objects. An array becomes {"array": shape, "dtype": ...,
+    "sha256": ...} of its little-endian C-ordered bytes; NumPy scalars become Python numbers.
 
     Raises:
         TypeError: a value of another type, or a dataclass with a field called "type".
@@ -44,12 +45,17 @@ def to_config(value: Any) -> Any:
             raise TypeError(f"a configuration needs string keys, not {list(value)!r}")
         return {key: to_config(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field for field in dataclasses.fields(value) if field.metadata.get("config", True)]
+        fields = [field for field in dataclasses.fields(value) if _is_told(value, field)]
         if any(field.name == "type" for field in fields):
             raise TypeError(f'{type(value).__name__} has a field "type", which the type tag needs')
         contents = {field.name: to_config(getattr(value, field.name)) for field in fields}
         return {"type": type(value).__name__} | contents
     raise TypeError(f"a {type(value).__name__} cannot stand in a configuration: {value!r}")
+
+
+def _is_told(value: Any, field: dataclasses.Field) -> bool:
+    told = field.metadata.get("config", True)
+    return getattr(value, field.name) != field.default if told == "unless default" else told
 
 
 def fingerprint(value: Any) -> str:

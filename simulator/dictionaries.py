@@ -1,13 +1,15 @@
 """Laws of the planted dictionary V (n x d): its rows are the monosemantic features v_i."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
-from simulator.checks import finite_array, real
+from simulator.checks import finite_array, real, whole
 from simulator.errors import RequestError
 
 
@@ -156,6 +158,36 @@ class Coherent:
         return math.sqrt(self.mean_cosine) * common + math.sqrt(1 - self.mean_cosine) * own
 
 
+@dataclass(frozen=True)
+class Orthogonalised:
+    """Unit rows that start Gaussian and are pushed apart by `steps` steps of Adam.
+
+    The objective is sum_{i != j} (v_i . v_j)^2 + n sum_i (|v_i|^2 - 1)^2, and at the end the rows get norm 1, as
+    in sae_lens.synthetic. Since sum_ij (v_i . v_j)^2 = |V^T V|^2, the gradient
+    4 V V^T V - 4 diag(|v_i|^2) V + 4 n diag(|v_i|^2 - 1) V costs n d^2 and not n^2 d. Computed in float32; the
+    last dictionary is kept, for a sample asks for it each time.
+
+    Raises:
+        RequestError: steps < 0 or a learning rate <= 0.
+    """
+
+    steps: int = 100
+    learning_rate: float = 3e-4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", whole("steps of the orthogonalisation", self.steps, 0))
+        rate = real("learning rate of the orthogonalisation", self.learning_rate, 0, open_low=True)
+        object.__setattr__(self, "learning_rate", rate)
+
+    def check(self, n: int, d: int) -> None:
+        """Every n x d is possible."""
+
+    def draw(self, n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
+        """A Gaussian start, orthogonalised."""
+        start = _unit_rows(rng.standard_normal((n, d))).astype(np.float32)
+        return _unit_rows(_apart(start.tobytes(), d, self.steps, self.learning_rate).astype(np.float64))
+
+
 @dataclass(frozen=True, eq=False)
 class GivenDictionary:
     """The dictionary is this matrix (n x d), whatever the seed; it is copied and kept in float64.
@@ -193,6 +225,23 @@ class GivenDictionary:
         """A copy of the matrix."""
         self.check(n, d)
         return self.matrix.copy()
+
+
+@functools.lru_cache(maxsize=1)
+def _apart(start: bytes, d: int, steps: int, learning_rate: float) -> Float[np.ndarray, "n d"]:
+    """`orthogonalised` of float32 rows; the last result is kept."""
+    return orthogonalised(np.frombuffer(start, dtype=np.float32).reshape(-1, d), steps, learning_rate)
+
+
+def orthogonalised(start: Float[np.ndarray, "n d"], steps: int, learning_rate: float) -> Float[np.ndarray, "n d"]:
+    """The rows after the steps of `Orthogonalised` from these rows, in their dtype; not yet of norm 1."""
+    V = torch.tensor(start)
+    adam = torch.optim.Adam([V], lr=learning_rate)
+    for _ in range(steps):
+        squares = V.square().sum(dim=1, keepdim=True)
+        V.grad = (V @ (V.T @ V)).add_(V * ((len(V) - 1) * squares - len(V))).mul_(4)
+        adam.step()
+    return V.numpy()
 
 
 def _unit_rows(matrix: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from simulator.methods import L1, Method, TopK
+from simulator.methods import BA, GBA, L1, Method
 from simulator.sae import Activation, Parameters, Step
 
 
@@ -85,6 +85,6 @@ def _csr(edges: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int])
 
 def pairs_pay(method: Method, M: int, N: int) -> bool:
     """Whether a GPU should take this engine: large steps of methods whose neurons seldom fire."""
-    if isinstance(method, TopK | L1):
+    if not isinstance(method, BA | GBA):
         return False
     return M * N >= 1 << 26 and float(method.target_frequencies().mean()) < 0.01

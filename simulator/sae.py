@@ -17,23 +17,29 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from simulator.methods import L1, Method, TopK
+from simulator.methods import L1, BatchTopK, Gated, JumpReLU, Method, TopK
 
 Activation = Literal["jumprelu", "relu"]
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The network: W (M, d), a (M,), b (M,), b_pre (d,); tensors of one dtype on one device."""
+    """The network: W (M, d), a (M,), b (M,), b_pre (d,); tensors of one dtype on one device.
+
+    JumpReLU has a threshold (M,) too; Gated log_gain and magnitude_bias, both (M,).
+    """
 
     W: Tensor
     a: Tensor
     b: Tensor
     b_pre: Tensor
+    threshold: Tensor | None = None
+    log_gain: Tensor | None = None
+    magnitude_bias: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name -> tensor, in a fixed order."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Name -> tensor, in a fixed order; what the method does not have is left out."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
 class Step(NamedTuple):
@@ -49,27 +55,36 @@ class Step(NamedTuple):
     """max(max over the batch of y_m, 0), counted over active pairs, (M,)."""
     touched: Tensor | None = None
     """Rows whose gradient of W is not zero, boolean (M,); None: not known."""
+    smallest: float | None = None
+    """BatchTopK: the smallest active pre-activation; None where no pair is active."""
+    objective: float | None = None
+    """Loss with penalties and auxiliary losses; the reference alone knows it."""
 
 
-def active_mask(y: Tensor, method: Method) -> Tensor:
-    """Which (sample, neuron) pairs are active: y > 0, and for TopK among the k largest of the sample.
+def active_mask(y: Tensor, method: Method, threshold: Tensor | None = None) -> Tensor:
+    """Which (sample, neuron) pairs are active: y > 0 (or the threshold), for TopK among the k largest of the sample.
 
     Args:
         y: pre-activations, shape (N, M).
-        method: only `TopK` restricts further.
+        method: `TopK` and `BatchTopK` restrict further.
+        threshold: (M,), in place of 0.
 
     Returns:
         Boolean mask, shape (N, M).
     """
-    mask = y > 0
+    mask = y > 0 if threshold is None else y > threshold
     if isinstance(method, TopK) and method.k < y.shape[1]:
         kept = torch.zeros_like(mask)
         kept.scatter_(1, y.topk(method.k, dim=1).indices, True)
         mask &= kept
+    if isinstance(method, BatchTopK) and method.kept(y.shape[0]) < y.numel():
+        kept = torch.zeros_like(mask).view(-1)
+        kept[y.reshape(-1).topk(method.kept(y.shape[0])).indices] = True
+        mask &= kept.view_as(mask)
     return mask
 
 
-def auxiliary_mask(y: Tensor, method: TopK, dead: Tensor) -> Tensor:
+def auxiliary_mask(y: Tensor, method: TopK | BatchTopK, dead: Tensor) -> Tensor:
     """Pairs of the auxiliary loss: the `auxiliary_k` largest positive pre-activations among dead neurons."""
     hidden = torch.where(dead, y, torch.full_like(y, -torch.inf))
     kept = torch.zeros_like(y, dtype=torch.bool)
@@ -98,27 +113,62 @@ def _reference_step(
 ) -> Step:
     leaves = Parameters(**{k: v.detach().requires_grad_() for k, v in parameters.tensors().items()})
     N = X.shape[0]
-    centred = X - leaves.b_pre
-    z = centred @ leaves.W.T
+    z = (X - leaves.b_pre) @ leaves.W.T
     y = z + leaves.b
-    mask = active_mask(y.detach(), method)
     magnitude = z if activation == "jumprelu" else y
-    phi = torch.where(mask, magnitude, torch.zeros_like(magnitude))
-    residual = (phi * leaves.a) @ leaves.W + leaves.b_pre - X
-    loss = residual.square().sum() / (2 * N)
-    objective = loss
-    if isinstance(method, L1):
-        objective = objective + method.weight * (phi * leaves.W.norm(dim=1)).sum() / N
-    if isinstance(method, TopK) and method.auxiliary_k and dead is not None and bool(dead.any()):
-        spare = torch.where(auxiliary_mask(y.detach(), method, dead), magnitude, torch.zeros_like(magnitude))
-        miss = (spare * leaves.a) @ leaves.W + residual.detach()
-        objective = objective + method.auxiliary_weight * miss.square().sum() / (2 * N)
+
+    def halves(phi: Tensor, first: int = 0, past: int | None = None) -> Tensor:
+        """1/2 ||sum of a_m phi_m w_m over a range of neurons + b_pre - x||^2, mean over the samples."""
+        miss = (phi[:, first:past] * leaves.a[first:past]) @ leaves.W[first:past] + leaves.b_pre - X
+        return miss.square().sum() / (2 * N)
+
+    if isinstance(method, Gated):
+        assert leaves.log_gain is not None and leaves.magnitude_bias is not None
+        size = leaves.log_gain.exp() * z + leaves.magnitude_bias
+        mask = (y.detach() > 0) & (size.detach() > 0)
+        phi, opened = torch.where(mask, size, torch.zeros_like(size)), y.relu()
+        loss = halves(phi)
+        price = (opened * (leaves.a.abs() * leaves.W.norm(dim=1))).sum() / N
+        objective = loss + method.weight * price + halves(opened)
+    else:
+        mask = active_mask(y.detach(), method, None if leaves.threshold is None else leaves.threshold.detach())
+        phi = torch.where(mask, magnitude, torch.zeros_like(magnitude))
+        active = mask.to(phi.dtype)
+        if isinstance(method, JumpReLU):
+            assert leaves.threshold is not None
+            # Straight through: terms of value 0 that carry the estimators' gradients.
+            held = leaves.threshold.detach()
+            window = (((y.detach() - held) / method.bandwidth).abs() < 0.5) / method.bandwidth
+            moved = window * (leaves.threshold - held)
+            phi, active = phi - held * moved, active - moved
+        loss = halves(phi)
+        objective = loss
+        if isinstance(method, BatchTopK):
+            for _, past in method.levels(y.shape[1])[:-1]:
+                objective = objective + halves(phi, 0, past)
+        if isinstance(method, L1):
+            objective = objective + method.weight * (phi * leaves.W.norm(dim=1)).sum() / N
+        if isinstance(method, JumpReLU):
+            objective = objective + method.weight * active.sum() / N
+        if isinstance(method, TopK | BatchTopK) and method.auxiliary_k and dead is not None and bool(dead.any()):
+            spare = torch.where(auxiliary_mask(y.detach(), method, dead), magnitude, torch.zeros_like(magnitude))
+            residual = (phi * leaves.a) @ leaves.W + leaves.b_pre - X
+            miss = (spare * leaves.a) @ leaves.W + residual.detach()
+            objective = objective + method.auxiliary_weight * miss.square().sum() / (2 * N)
     objective.backward()
     gradients = Parameters(
         **{k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in leaves.tensors().items()}
     )
     maxima = torch.where(mask, y.detach(), torch.zeros_like(z)).amax(dim=0)
-    return Step(float(loss.detach()), gradients, mask.sum(dim=0), maxima)
+    return Step(
+        float(loss.detach()), gradients, mask.sum(dim=0), maxima, smallest=smallest_active(y.detach(), mask, method),
+        objective=float(objective.detach()),
+    )  # fmt: skip
+
+
+def smallest_active(y: Tensor, mask: Tensor, method: Method) -> float | None:
+    """The smallest active pre-activation of a batch, for `BatchTopK`'s running threshold."""
+    return float(y[mask].min()) if isinstance(method, BatchTopK) and bool(mask.any()) else None
 
 
 def encode(
@@ -129,6 +179,7 @@ def encode(
     activation: Activation = "jumprelu",
     k: int | None = None,
     block: int = 1 << 24,
+    threshold: np.ndarray | None = None,
 ) -> sparse.csr_array:
     """Codes phi(y), sparse and in blocks of samples, so that N x M is never held densely.
 
@@ -138,6 +189,7 @@ def encode(
         activation: "jumprelu" or "relu".
         k: keep only the k largest positive pre-activations of each sample (TopK).
         block: pre-activations held at once.
+        threshold: (M,), a neuron is active where y > threshold in place of y > 0.
 
     Returns:
         Codes, shape (N, M), without the output scales a.
@@ -145,11 +197,12 @@ def encode(
     method: Method = L1(0.0) if k is None else TopK(k)
     rows = max(1, block // W.shape[0])
     weights, bias = torch.as_tensor(W), torch.as_tensor(b)
+    bar = None if threshold is None else torch.as_tensor(threshold)
     parts = []
     for start in range(0, X.shape[0], rows):
         z = torch.as_tensor(X[start : start + rows] - b_pre).to(weights.dtype) @ weights.T
         y = z + bias
-        mask = active_mask(y, method)
+        mask = active_mask(y, method, bar)
         neuron = mask.nonzero(as_tuple=True)[1]
         values = (z if activation == "jumprelu" else y)[mask].numpy()
         pointer = np.concatenate([[0], np.cumsum(mask.sum(dim=1).numpy())])

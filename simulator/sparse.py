@@ -15,11 +15,14 @@ alone, so a step is bitwise repeatable for a given number of threads and size of
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from simulator import kernels, screening
-from simulator.methods import L1, Method, TopK
+from simulator import gate_kernels, kernels, screening
+from simulator.engine import TorchEngine
+from simulator.gates import own_gates_step
+from simulator.methods import L1, BatchTopK, Gated, JumpReLU, Method, TopK
 from simulator.sae import Activation, Parameters, Step
 from simulator.team import Team
 
@@ -52,34 +55,54 @@ class SparseEngine:
         self.method, self.activation = method, activation
         self.team, self.block_entries, self.bf16 = Team(threads), block_entries, bf16
         self.shape: tuple[int, ...] = ()
+        self.whole = TorchEngine(method, activation)
+        self.bar = 0.0
+        """BatchTopK: where the last selection ended; where the next one begins to look."""
 
     def step(self, parameters: Parameters, X: Tensor, dead: Tensor | None = None) -> Step:
         """See `simulator.sae.reference_step`."""
         W, a, b, b_pre = parameters.W, parameters.a, parameters.b, parameters.b_pre
-        method, N = self.method, X.shape[0]
+        (M, _), method, N = W.shape, self.method, X.shape[0]
         if self.shape != (*W.shape, N):
             self._allocate(W, N)
+        if isinstance(method, JumpReLU | Gated):
+            return own_gates_step(self, parameters, X)
+        if isinstance(method, BatchTopK) and method.kept(N) >= M * N:
+            return self.whole.step(parameters, X, dead)
         centred = X - b_pre
-        if isinstance(method, TopK) and method.k < W.shape[0]:
+        smallest, levels = None, [(0, M)]
+        if isinstance(method, TopK) and method.k < M:
             self._largest(W, b, centred, method.k, self.all_neurons)
+        elif isinstance(method, BatchTopK):
+            smallest, levels = self._largest_of_batch(W, b, centred, method.kept(N)), method.levels(M)
         else:
-            self._scan(W, b, centred)
+            self.scan(W, b, centred, self.activation == "relu")
         torch.sub(self.stop, self.start, out=self.counts)
         if isinstance(method, L1):
             norms = W.norm(dim=1)
             self.penalty.copy_(method.weight * norms)
             self.radial.copy_(method.weight / norms.clamp(min=1e-30))
-        residual = self._decode(W, a, b, centred).sub_(centred)
+        residual = -centred
+        misses = []
+        for level in levels:
+            residual = self._decode(W, a, b, centred, level).add_(residual)
+            misses.append(residual)
         counts, maxima = self.counts.clone(), self.maxima.clone()
         loss = float(residual.square().sum() / (2 * N))
-        pull = self._backward(W, a, b, residual, centred, add=False)
-        grad_pre = residual.mean(dim=0) - pull
-        if isinstance(method, TopK) and method.auxiliary_k and dead is not None and bool(dead.any()):
-            self._largest(W, b, centred, min(method.auxiliary_k, W.shape[0]), dead)
-            miss = self._decode(W, a, b, centred).add_(residual).mul_(method.auxiliary_weight)
-            grad_pre -= self._backward(W, a, b, miss, centred, add=True)
+        # A neuron of one level is a part of that reconstruction and of every later one.
+        grad_pre, total = torch.zeros_like(b_pre), None
+        for level, miss in zip(reversed(levels), reversed(misses), strict=True):
+            total = miss if total is None else total + miss
+            grad_pre -= self._backward(W, a, b, total, centred, level, add=False)
+        assert total is not None
+        grad_pre += total.mean(dim=0)
+        if isinstance(method, TopK | BatchTopK) and method.auxiliary_k and dead is not None and bool(dead.any()):
+            self._largest(W, b, centred, min(method.auxiliary_k, M), dead)
+            miss = self._decode(W, a, b, centred, (0, M)).add_(residual).mul_(method.auxiliary_weight)
+            grad_pre -= self._backward(W, a, b, miss, centred, (0, M), add=True)
         grad_b = self.slope if self.activation == "relu" else self.no_slope
-        return Step(loss, Parameters(self.grad_W, self.grad_a, grad_b, grad_pre), counts, maxima, self.touched)
+        found = Parameters(self.grad_W, self.grad_a, grad_b, grad_pre)
+        return Step(loss, found, counts, maxima, self.touched, smallest)
 
     def _allocate(self, W: Tensor, N: int) -> None:
         M, d = W.shape
@@ -130,11 +153,13 @@ class SparseEngine:
         Z = into[part, : (past - first) * right.shape[0]].view(past - first, right.shape[0])
         return torch.mm(W[first:past], right.T, out=Z)
 
-    def _scan(self, W: Tensor, b: Tensor, centred: Tensor) -> None:
-        """Pairs with y > 0 of all neurons, block by block while the products are in cache."""
+    def scan(self, W: Tensor, b: Tensor, centred: Tensor, adds_bias: bool, dense: int = _DENSE) -> None:
+        """Pairs with z > -b of all neurons, block by block while the products are in cache.
+
+        Kept is z, or z + b with `adds_bias`. A block is dense where more than 1 / `dense` of it is active.
+        """
         N, d = centred.shape
         X, weights, bias = centred.numpy(), W.numpy(), b.numpy()
-        adds_bias = self.activation == "relu"
         start, stop, maxima = self.start.numpy(), self.stop.numpy(), self.maxima.numpy()
         plain = screening.Batch(centred, False)
         rounded = screening.Batch(centred, True) if self.screens else plain
@@ -174,7 +199,7 @@ class SparseEngine:
                 rows = past - first
                 count = candidates(part, index)
                 after = screening.recheck(
-                    self.listed[part].numpy(), count, rows * N // _DENSE, first, rows, N, weights, X, bias, adds_bias,
+                    self.listed[part].numpy(), count, rows * N // dense, first, rows, N, weights, X, bias, adds_bias,
                     part * sample.shape[0], sample, value, used, start, stop, maxima,
                 )  # fmt: skip
                 self.dense[part][index] = after < 0
@@ -214,7 +239,48 @@ class SparseEngine:
         )  # fmt: skip
         self.dense = [[False] * len(blocks) for blocks in self.ranges]
 
-    def _pairs(self) -> tuple[Any, Any, Any, Any]:
+    def _largest_of_batch(self, W: Tensor, b: Tensor, centred: Tensor, most: int) -> float | None:
+        """Pairs of BatchTopK: the `most` largest y > 0 of all; returns the smallest of them.
+
+        The scan looks for y above a bar that leaves a few more than `most`, guessed from the last batch, and looks
+        again with a lower one where it leaves too few. The bar decides the speed, never the result.
+        """
+        adds_bias, bias = self.activation == "relu", b.numpy()
+        rounding = 8 * torch.finfo(W.dtype).eps * (1 + float(b.abs().max()))
+        bar = 0.9 * self.bar if self.bar else self._first_bar(W, b, centred, most)
+        while True:
+            self.scan(W, b - bar, centred, False, dense=1)
+            count = int((self.stop - self.start).sum())
+            y = torch.empty(count, dtype=W.dtype).numpy()
+            start, stop, sample, value = self.pairs()
+            gate_kernels.gather(start, stop, value, bias, adds_bias, y)
+            enough = count > most
+            last = float(np.partition(y, count - most)[count - most]) if enough and most else 0.0
+            # A pair within rounding of the bar may have been missed by the scan.
+            if bar == 0 or (enough and last > bar + rounding * (1 + bar)):
+                break
+            bar = 0.0 if bar < 1e-3 * self.bar or bar < 1e-6 else bar / 2
+        self.bar = last
+        ties = most - int((y > last).sum())
+        smallest = gate_kernels.keep_at_least(
+            start, stop, sample, value, y, y.dtype.type(last), ties, self.maxima.numpy()
+        ) if most else self._drop_pairs()  # fmt: skip
+        self.dense = [[False] * len(blocks) for blocks in self.ranges]
+        return float(smallest) if np.isfinite(smallest) else None
+
+    def _drop_pairs(self) -> float:
+        self.stop.copy_(self.start)
+        self.maxima.zero_()
+        return np.inf
+
+    def _first_bar(self, W: Tensor, b: Tensor, centred: Tensor, most: int) -> float:
+        """A guess from a part of the neurons and samples."""
+        rows = slice(0, None, max(1, W.shape[0] // 256))
+        y = (W[rows] @ centred[:256].T + b[rows, None]).flatten().numpy()
+        share = min(1.0, 1.5 * most / (W.shape[0] * centred.shape[0]))
+        return max(0.0, float(np.quantile(y, 1 - share)))
+
+    def pairs(self) -> tuple[Any, Any, Any, Any]:
         return (
             self.start.numpy(),
             self.stop.numpy(),
@@ -225,13 +291,12 @@ class SparseEngine:
     def _dense_blocks(self, part: int) -> list[tuple[int, int]]:
         return [rows for rows, dense in zip(self.ranges[part], self.dense[part], strict=True) if dense]
 
-    def _decode(self, W: Tensor, a: Tensor, b: Tensor, centred: Tensor) -> Tensor:
-        """sum_m a_m phi_ml w_m for each sample, (N, d); fills counts and maxima of dense blocks."""
-        pairs, weights, scales, bias = self._pairs(), W.numpy(), a.numpy(), b.numpy()
-        counts, maxima, edges = self.counts.numpy(), self.maxima.numpy(), self.edges.numpy()
+    def _decode(self, W: Tensor, a: Tensor, b: Tensor, centred: Tensor, level: tuple[int, int]) -> Tensor:
+        """sum of a_m phi_ml w_m over the neurons of a level for each sample, (N, d); counts and maxima of dense
+        blocks too."""
+        pairs, weights, scales, bias = self.pairs(), W.numpy(), a.numpy(), b.numpy()
+        counts, maxima, edges = self.counts.numpy(), self.maxima.numpy(), self._shares(level)
         adds_bias = self.activation == "relu"
-        # The cut into ranges follows the pairs, not the threads' speed.
-        kernels.balance(pairs[0], pairs[1], edges)
 
         def decode(part: int) -> None:
             out = self.partial[part]
@@ -244,9 +309,18 @@ class SparseEngine:
         self.team.run(decode)
         return self.partial.sum(dim=0)
 
-    def _backward(self, W: Tensor, a: Tensor, b: Tensor, residual: Tensor, centred: Tensor, add: bool) -> Tensor:
-        """Gradients of W, a and the slopes, set or added to; returns what b_pre gets through y, (d,)."""
-        pairs, edges, penalty = self._pairs(), self.edges.numpy(), self.penalty.numpy()
+    def _shares(self, level: tuple[int, int]) -> np.ndarray:
+        """Edges of each thread's neurons in a level. The cut follows the pairs, not the threads' speed."""
+        first, past = level
+        edges = self.edges.numpy()
+        kernels.balance(self.start.numpy()[first:past], self.stop.numpy()[first:past], edges)
+        return edges + first
+
+    def _backward(
+        self, W: Tensor, a: Tensor, b: Tensor, residual: Tensor, centred: Tensor, level: tuple[int, int], add: bool
+    ) -> Tensor:
+        """Gradients of W, a and the slopes of a level, set or added to; returns what b_pre gets through y, (d,)."""
+        pairs, edges, penalty = self.pairs(), self._shares(level), self.penalty.numpy()
         network = W.numpy(), a.numpy(), residual.numpy(), centred.numpy()
         scale = penalty.dtype.type(1 / residual.shape[0])
         into = self.grad_W.numpy(), self.grad_a.numpy(), self.slope.numpy(), self.touched.numpy()

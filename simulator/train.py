@@ -26,7 +26,7 @@ from simulator.config import difference, fingerprint, to_config
 from simulator.devices import choose_device, choose_threads, torch_threads
 from simulator.engine import EngineName, make_engine, numba_version
 from simulator.errors import RequestError
-from simulator.methods import BA, GBA, TopK
+from simulator.methods import BA, GBA, BatchTopK, Gated, JumpReLU, TopK
 from simulator.optimiser import AdamW
 from simulator.sae import Parameters
 from simulator.storage import load_tensors, save_tensors
@@ -63,6 +63,9 @@ class Fit:
     """Biases, (M,)."""
     b_pre: np.ndarray
     """(d,)."""
+    threshold: np.ndarray
+    """(M,): a neuron is active where its pre-activation lies above it. Zero but for JumpReLU, BatchTopK (the same for
+    all neurons) and Gated (whose gate and magnitude are folded into a, b and this when the run ends)."""
     W_start: np.ndarray
     """W before training, (M, d): what the untrained network of the same shape can do."""
     history: dict[str, np.ndarray]
@@ -91,7 +94,7 @@ class Fit:
         """Codes phi of inputs (N, d), which are prepared first; sparse, (N, M), without the output scales."""
         method = self.training.method
         k = method.k if isinstance(method, TopK) else None
-        return sae.encode(self.prepare(X), self.W, self.b, self.b_pre, self.training.gate, k)
+        return sae.encode(self.prepare(X), self.W, self.b, self.b_pre, self.training.gate, k, threshold=self.threshold)
 
     def decode(self, codes: sparse.csr_array) -> np.ndarray:
         """Reconstructions of the prepared inputs from codes (N, M); shape (N, d)."""
@@ -122,7 +125,13 @@ class _Run:
             torch.full((M,), training.start_scale, **like),
             torch.zeros(M, **like),
             torch.zeros(d, **like),
+            torch.full((M,), training.method.start_threshold, **like)
+            if isinstance(training.method, JumpReLU)
+            else None,
+            *([torch.zeros(M, **like), torch.zeros(M, **like)] if isinstance(training.method, Gated) else []),
         )
+        self.running_threshold = 0.0
+        """BatchTopK's."""
         if targets is not None:
             self.targets = torch.from_numpy(targets).to(**like)
             self.bounds = training.group_bounds()
@@ -166,7 +175,7 @@ class _Run:
         X = self.batch(self.t)
         N = X.shape[0]
         dead = None
-        if isinstance(method, TopK) and method.auxiliary_k:
+        if isinstance(method, TopK | BatchTopK) and method.auxiliary_k:
             dead = self.t * N - self.last_active >= method.dead_after
         step = self.engine.step(self.parameters, X, dead)
         self.consistent = False
@@ -174,6 +183,10 @@ class _Run:
         tail = training.decay * training.steps
         factor = min(1.0, (training.steps - self.t + 1) / tail) if tail >= 1 else 1.0
         self.optimiser.update(self.parameters, step, self.t, factor)
+        if self.parameters.threshold is not None:
+            self.parameters.threshold.clamp_(min=0)
+        if isinstance(method, BatchTopK) and step.smallest is not None:
+            self.running_threshold += method.threshold_rate * (step.smallest - self.running_threshold)
         if isinstance(method, BA | GBA):
             self.buffer_counts += step.counts
             torch.maximum(self.buffer_maxima, step.maxima, out=self.buffer_maxima)
@@ -231,7 +244,7 @@ class _Run:
     def save(self, path: Path, identity: Mapping[str, Any], status: str) -> None:
         scalars = {
             "t": self.t, "seconds": self.seconds, "buffered": self.buffered, "window": self.window,
-            "records": self.records, "status": status,
+            "records": self.records, "status": status, "running_threshold": self.running_threshold,
         }  # fmt: skip
         save_tensors(path, self._tensors(), {"identity": identity, "run": scalars})
 
@@ -252,12 +265,24 @@ class _Run:
         run = header["run"]
         self.t, self.seconds, self.buffered = run["t"], run["seconds"], run["buffered"]
         self.window, self.records = run["window"], run["records"]
+        self.running_threshold = run["running_threshold"]
         return run["status"]
+
+    def folded(self) -> Parameters:
+        """The network as it is used after training: W, a, b, b_pre, threshold, whatever the method."""
+        own, zero = self.parameters, torch.zeros_like(self.parameters.b)
+        if own.log_gain is not None and own.magnitude_bias is not None:
+            # a (gain z + shift) with z > -b and gain z + shift > 0 is (a gain) y with y = z + shift / gain > threshold.
+            gain = own.log_gain.exp()
+            b = own.magnitude_bias / gain
+            return Parameters(own.W, own.a * gain, b, own.b_pre, (b - own.b).clamp(min=0))
+        bar = own.threshold if own.threshold is not None else zero + self.running_threshold
+        return Parameters(own.W, own.a, own.b, own.b_pre, bar)
 
     def fit(self, status: Literal["finished", "diverged"]) -> Fit:
         names = list(self.records[0]) if self.records else ["step", "loss", "mean_l0", "dead"]
         history = {name: np.array([row[name] for row in self.records]) for name in names}
-        arrays = {name: value.cpu().numpy() for name, value in self.parameters.tensors().items()}
+        arrays = {name: value.cpu().numpy() for name, value in self.folded().tensors().items()}
         start = start_directions(self.seed, self.training.neurons, self.source.d, self.training.dtype)
         return Fit(
             **arrays, W_start=start, history=history, status=status, steps=self.t,

@@ -1,7 +1,7 @@
 """The settings of a run: everything that changes its numbers, except the data and the seed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from simulator.adaptation import group_bounds
 from simulator.checks import real, whole
 from simulator.errors import RequestError
-from simulator.methods import BA, GBA, L1, Method, TopK
+from simulator.methods import BA, GBA, BatchTopK, Gated, JumpReLU, Method, TopK
 from simulator.rng import stream
 from simulator.sae import Activation
 
@@ -21,7 +21,7 @@ class Training:
     """Everything that changes the numbers of a run, except the data and the seed."""
 
     method: Method
-    """What differs between methods: `BA`, `GBA`, `TopK` or `L1`."""
+    """What differs between methods; see `simulator.methods`."""
     neurons: int
     """M, width of the network."""
     steps: int
@@ -29,8 +29,9 @@ class Training:
     batch: int = 512
     """N_t, samples per step."""
     activation: Activation | Literal["auto"] = "auto"
-    """"jumprelu": the bias only gates, and L1 and TopK keep b at 0; "relu": the bias also shifts, and L1 and
-    TopK train it. "auto": jumprelu for BA and GBA (the paper's), relu for TopK and L1 (their own papers')."""
+    """"jumprelu": the bias only gates, and methods without targets keep b at 0; "relu": the bias also shifts, and
+    methods without targets train it. "auto": jumprelu for BA and GBA (the paper's), relu for the others (their own
+    papers')."""
     learning_rate: float = 1e-3
     """AdamW's learning rate (the paper's is not known)."""
     decay: float = 0.0
@@ -56,8 +57,9 @@ class Training:
     """Precision of the network and of the inputs."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, BA | GBA | TopK | L1):
-            raise RequestError(f"method = {self.method!r} is no method; take BA, GBA, TopK or L1")
+        if not isinstance(self.method, Method):
+            names = ", ".join(kind.__name__ for kind in get_args(Method))
+            raise RequestError(f"method = {self.method!r} is no method; take one of {names}")
         adaptive = isinstance(self.method, BA | GBA)
         if self.activation == "auto":
             object.__setattr__(self, "activation", "jumprelu" if adaptive else "relu")
@@ -84,10 +86,17 @@ class Training:
             raise RequestError("start_bias = 'quantile' needs target frequencies; take BA, GBA or start_bias = 'zero'")
         if isinstance(self.method, GBA) and self.method.groups > self.neurons:
             raise RequestError(f"{self.method.groups} groups need at least as many neurons, not {self.neurons}")
-        if isinstance(self.method, TopK) and self.method.k > self.neurons:
-            raise RequestError(f"k = {self.method.k} lies above the {self.neurons} neurons; take k <= neurons")
-        if isinstance(self.method, TopK) and self.method.auxiliary_k > self.neurons:
-            raise RequestError(f"auxiliary_k = {self.method.auxiliary_k} lies above the {self.neurons} neurons")
+        if isinstance(self.method, TopK | BatchTopK):
+            if self.method.k > self.neurons:
+                raise RequestError(f"k = {self.method.k} lies above the {self.neurons} neurons; take k <= neurons")
+            if self.method.auxiliary_k > self.neurons:
+                raise RequestError(f"auxiliary_k = {self.method.auxiliary_k} lies above the {self.neurons} neurons")
+        if isinstance(self.method, BatchTopK):
+            self.method.levels(self.neurons)
+            if self.method.kept(self.batch) < 1:
+                raise RequestError(f"k = {self.method.k} keeps no pair in a batch of {self.batch}; take k >= 1 / batch")
+        if isinstance(self.method, Gated) and self.activation != "relu":
+            raise RequestError("Gated has biases of its own for gate and magnitude; take activation = 'relu' or 'auto'")
 
     @property
     def gate(self) -> Activation:
@@ -97,8 +106,12 @@ class Training:
     @property
     def trained(self) -> tuple[str, ...]:
         """Parameters that get gradient steps."""
-        trains_bias = self.gate == "relu" and not isinstance(self.method, BA | GBA)
-        return ("W", "a", "b_pre", "b") if trains_bias else ("W", "a", "b_pre")
+        names = ("W", "a", "b_pre")
+        if self.gate == "relu" and not isinstance(self.method, BA | GBA):
+            names += ("b",)
+        if isinstance(self.method, JumpReLU):
+            names += ("threshold",)
+        return names + (("log_gain", "magnitude_bias") if isinstance(self.method, Gated) else ())
 
     def group_bounds(self) -> list[tuple[int, int]]:
         """Neurons of each group, first and past-last; empty for methods without groups."""

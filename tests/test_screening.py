@@ -39,7 +39,7 @@ KINDS = ("normal", "midpoints", "heavy tails", "near one-hot", "tiny", "denormal
 
 def pairs_of(engine):
     """(neuron, sample, value) of every active pair of the last step."""
-    start, stop, sample, value = engine._pairs()
+    start, stop, sample, value = engine.pairs()
     found = [(m, sample[i], value[i]) for m in range(len(start)) for i in range(start[m], stop[m])]
     return np.array(found, dtype=np.float64).reshape(-1, 3)
 

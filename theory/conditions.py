@@ -153,7 +153,7 @@ def of_world(world: World, seed: int | None = None, *, samples: int = 20_000, co
     H1: the largest possible row; for `Bernoulli` supports, whose rows have no useful maximum, the exact
     0.999 quantile of the row size. H2: the exact mean of the non-zeros, in the rarest feature's column where
     they differ (see `_unit_mean`), and the largest entry (0.999 quantile for exponential and half-normal
-    coefficients that are not scaled). H3: `support.rho_2`. V1: the dictionary of `seed`; without a seed exact
+    coefficients that are not scaled). H3: `World.rho_2`. V1: the dictionary of `seed`; without a seed exact
     for `Orthonormal` and `GivenDictionary`, else an interval that contains max |cos| of a dictionary to be
     drawn with probability `confidence` (see `_cosine_interval`). A law of H unknown here, or without a closed
     rho_2 (`Exactly` with unequal frequencies), is judged by `samples` rows as in `of_sample`, though a feature
@@ -167,8 +167,9 @@ def of_world(world: World, seed: int | None = None, *, samples: int = 20_000, co
     samples, n = whole("samples", samples, 1), world.n
     if never := int(np.count_nonzero(world.frequencies() == 0)):
         raise RequestError(f"{never} of the n = {n} features have frequency 0; every feature must occur")
-    row_size, entries = _law_row_size(world.support, n), _law_entries(world)
-    rho_2 = world.support.rho_2(n) if n > 1 else 0.0
+    # A hierarchy, or coefficients that can be 0, change the law of the supports.
+    row_size, entries = (_law_row_size(world.support, n), _law_entries(world)) if world.keeps_support else (None, None)
+    rho_2 = world.rho_2() if n > 1 else 0.0
     H1 = _above("H1", row_size or 0, ROW_SIZE, _H1 + (_MOST if isinstance(world.support, Bernoulli) else ""))
     unbounded = isinstance(world.coefficients, (Exponential, HalfNormal)) and not world.unit_rows
     H2 = _mean_and_largest(*(entries or (1.0, 1.0)), _H2 + (_MOST if unbounded else ""))
