@@ -88,7 +88,8 @@ def run_capture(options: Capture, progress: Callable[[int, float], None]) -> tup
 def run_train(options: Train, advance: Callable[[int, float], None]) -> tuple[dict[str, Any], str]:
     """Train and judge on held-out rows; the report folder is that of `verify`."""
     options.refuse_idle()
-    cell = Cell(None, options.training(), options.seed, options.data(), options.samples, references=False)
+    pilot = options.targets == "pilot"
+    cell = Cell(None, options.training(), options.seed, options.data(), options.samples, references=False, pilot=pilot)
     source = cell.source()
     folder = options.out or Path("runs") / f"train-{fingerprint(cell.config(source))[:10]}"
     result = run_cell(

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from simulator.config import NUMBERS, difference, fingerprint, to_config
 from simulator.storage import claimed, digest, load_tensors, save_tensors, write_atomically
 from simulator.train import Observer
 from simulator.training import start_directions
+from theory import targets
 from theory.alignment import follow
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ RESULT, CHECKPOINT, FIT, WORLD = (
 )
 
 
-MEASURES = 2
+MEASURES = 3
 """Raised whenever a cell's tables gain or lose a column, so that a figure never meets a cell without it."""
 
 
@@ -76,6 +77,8 @@ class Cell:
     dictionary_seed: int | None = None
     """Of V, where several seeds are to learn one and the same V; None: `seed`."""
     watch: Watch | None = None
+    pilot: bool = False
+    """Whether a pilot on the same data chooses GBA's targets (`theory.targets`); its samples are the run's."""
 
     def __post_init__(self) -> None:
         whole("samples", self.samples, 10, 100_000_000)
@@ -101,6 +104,8 @@ class Cell:
         }  # fmt: skip
         if self.dictionary_seed is not None:
             config["dictionary_seed"] = self.dictionary_seed
+        if self.pilot:
+            config["pilot"] = targets.VERSION
         return config if self.watch is None else config | {"watch": to_config(self.watch)}
 
 
@@ -179,6 +184,12 @@ def run_cell(
         from figures.report import draw_report
 
         source = source or cell.source()
+        chosen = {}
+        if cell.pilot:
+            found = targets.choose_targets(source, cell.training, cell.seed, threads=threads)
+            cell = replace(cell, training=found.training(cell.training))
+            chosen = {"htf": found.htf, "ltf": found.ltf, "groups": found.groups, "pilot_on": found.on}
+            chosen["pilot_samples"] = found.samples
         watch = cell.watch or Watch(())
         if watch.features:
             start = start_directions(cell.seed, cell.training.neurons, source.d, cell.training.dtype)
@@ -191,6 +202,7 @@ def run_cell(
         metrics, rows, tables = judge(cell, outcome, source)
         result = {
             **metrics,
+            **chosen,
             "status": outcome.status,
             "seconds": round(outcome.seconds, 3),
             "steps": outcome.steps,

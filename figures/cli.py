@@ -23,11 +23,11 @@ from figures import options as _options
 from figures.bridge_options import Capture, Dashboard, Evaluate, Export, Train
 from figures.options import Bench, Check, HeatMap, Identify, TheoremOptions, Verify
 from figures.presets import PRESETS, load_preset
-from figures.run_options import Plot, Reproduce, Run, Status
+from figures.run_options import Compare, Plot, Reproduce, Run, Status
 from simulator.errors import RequestError
 
 COMMANDS = _options.COMMANDS | run_options.COMMANDS | bridge_options.COMMANDS
-CONTINUED = ("verify", "heat-map", "theorem", "run", "reproduce", "capture", "train")
+CONTINUED = ("verify", "heat-map", "theorem", "run", "reproduce", "compare", "capture", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,6 +99,11 @@ def _run(arguments: list[str]) -> int:
 
         with _cells_bar(options.quiet or options.json) as progress:
             result, text = reproduce(options, progress, _tell)
+    elif isinstance(options, Compare):
+        from figures.compare import run_compare
+
+        with _cells_bar(options.quiet or options.json) as progress:
+            result, text = run_compare(options, progress, _tell)
     elif isinstance(options, Capture | Train | Evaluate | Dashboard | Export):
         result, text = _bridge(options)
     elif options.preset is not None:
@@ -191,6 +196,7 @@ def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]
         chosen_activations(options.activations, options.layer),
         options.samples,
         options.references,
+        pilot=options.targets == "pilot",
     )
     if options.explain is not None:
         _check_feature(options, cell)

@@ -11,6 +11,7 @@ from simulator import Fit, Sample, TopK
 from simulator.sae import encode
 from simulator.training import prepare
 from theory.baselines import reference_rows
+from theory.benchmark import benchmark_scores
 from theory.codes import CodeMetrics, code_metrics, normalised
 from theory.explain import explain
 from theory.geometry import Recovery, check
@@ -54,7 +55,8 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
             drawn.V, outcome.W, W_start=outcome.W_start, frequencies=law, alive=frequency > 0, seed=cell.seed
         )
         judged = code_metrics(codes, outcome.a, outcome.W, outcome.b_pre, X, H, recovery, V=drawn.V)
-        metrics = {**recovery.summary(), **judged.summary()}
+        scores = benchmark_scores(codes, outcome.a, outcome.W, outcome.b_pre, X, H, drawn.V, recovery, judged)
+        metrics = {**recovery.summary(), **judged.summary(), **scores.summary()}
         scores = neuron_scores(X, outcome.W, outcome.b, outcome.b_pre, codes)
         tables |= {
             "features": features_table(recovery, judged),

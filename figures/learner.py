@@ -24,6 +24,9 @@ class Learner:
     """Lowest target frequency (gba)."""
     groups: int = 10
     """Number of groups (gba)."""
+    targets: Literal["given", "pilot"] = "given"
+    """Where htf, ltf and groups come from: the options above, or a pilot run on the first tenth of the samples that
+    looks how often features occur (gba)."""
     rule: Literal["one-sided", "two-sided"] = "one-sided"
     """The paper's rule, for which a target is a ceiling, or a controller towards the target (ba, gba)."""
     gamma: float = 0.01
@@ -71,7 +74,11 @@ class Learner:
         adaptive, words = self.method in ("ba", "gba"), "--method ba or gba"
         return {
             "p": (self.method == "ba", "--method ba"),
-            **dict.fromkeys(("htf", "ltf", "groups"), (self.method == "gba", "--method gba")),
+            **dict.fromkeys(
+                ("htf", "ltf", "groups"),
+                (self.method == "gba" and self.targets == "given", "--method gba with --targets given"),
+            ),
+            "targets": (self.method == "gba", "--method gba"),
             **dict.fromkeys(("rule", "gamma", "buffer", "start_bias"), (adaptive, words)),
             **dict.fromkeys(
                 ("k", "auxiliary_k"),

@@ -68,6 +68,36 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Every method on every world at every width, tuned alike and judged by the truth. The same command continues."""
+
+    size: Literal["tiny", "reduced", "full"] = "reduced"
+    """tiny: a minute, to try the command; reduced: n = 256, d = 64, under half an hour on two cores; full: n = 1,024,
+    d = 128. An estimate is printed first."""
+    worlds: tuple[str, ...] = ()
+    """mixture, zipf, synth-sae-bench, synth-sae-bench-unscaled, noise, dense. Default: the first three, at size full
+    all."""
+    methods: tuple[str, ...] = ()
+    """BA, GBA, "GBA two-sided", "GBA data-driven", TopK, BatchTopK, Matryoshka, JumpReLU, Gated, L1. Default: all."""
+    widths: tuple[float, ...] = (0.25, 0.5, 1.0, 4.0)
+    """Neurons over features, M / n."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds that compete. Default: 0 to 4. Knobs are tuned on seed 100."""
+    criterion: Literal["frr", "mcc", "f1"] = "frr"
+    """What a method's own best means: features recovered at cosine 0.9, MCC, or mean F1 over all features."""
+    classical: bool = False
+    """Also scikit-learn's dictionary learning, SPAMS and k-means, those that are installed."""
+    jobs: int = 0
+    """Runs side by side, one thread each; 0: one per core."""
+    out: Path = Path("runs")
+    """Store: cells/ and rows/ are shared, figures/compare-SIZE has tables and pictures."""
+    quiet: bool = False
+    """No progress bar."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the table."""
+
+
+@dataclass(frozen=True)
 class Plot:
     """Draw a figure again from its table, or from the cells that are finished so far; computes no cell."""
 
@@ -123,4 +153,4 @@ class Reproduce:
     """Print one JSON object on standard output instead of text."""
 
 
-COMMANDS = {"run": Run, "plot": Plot, "status": Status, "reproduce": Reproduce}
+COMMANDS = {"run": Run, "plot": Plot, "status": Status, "reproduce": Reproduce, "compare": Compare}

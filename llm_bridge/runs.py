@@ -123,6 +123,8 @@ def method_text(result: Mapping[str, Any]) -> str:
         return f"SAELens {result['saelens'].get('architecture', 'standard')}"
     training = result["config"]["training"]
     method = training["method"]
+    if "pilot_samples" in result:  # the targets that the pilot chose, not those that were asked for
+        method = {**method, **{key: result[key] for key in ("htf", "ltf", "groups")}}
     name = method["type"]
     told = {
         "GBA": lambda: f"GBA {method['htf']:g}..{method['ltf']:g} in {method['groups']} groups",

@@ -126,7 +126,8 @@ class BatchTopK:
     dead_after: int = 100_000
     """Samples without activation after which a neuron counts as dead for the auxiliary loss."""
     threshold_rate: float = 0.01
-    """Share of the newest batch in the running threshold (0.01 in SAELens)."""
+    """Share of the newest batch in the running threshold (0.01 in SAELens); over the first 1 / threshold_rate steps the
+    threshold is their plain mean."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", float(real("k", self.k, 0, open_low=True)))

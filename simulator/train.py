@@ -186,7 +186,8 @@ class _Run:
         if self.parameters.threshold is not None:
             self.parameters.threshold.clamp_(min=0)
         if isinstance(method, BatchTopK) and step.smallest is not None:
-            self.running_threshold += method.threshold_rate * (step.smallest - self.running_threshold)
+            rate = max(method.threshold_rate, 1 / self.t)  # first a plain mean, which does not remember the 0
+            self.running_threshold += rate * (step.smallest - self.running_threshold)
         if isinstance(method, BA | GBA):
             self.buffer_counts += step.counts
             torch.maximum(self.buffer_maxima, step.maxima, out=self.buffer_maxima)

@@ -1,0 +1,305 @@
+"""Command compare: every method on every world at every width, tuned alike, judged by the truth.
+
+1. tune: every method tries as many values of its one knob, on a validation seed;
+2. choose: its own best value, and the value that gives the L0 of a perfect dictionary (interpolated in the logarithms
+   of knob and L0);
+3. compete: both, on seeds that tuning has not seen, with equal samples and batches.
+
+All methods see the same dictionary, batches and initial directions at one seed. Cells are kept, so the same command
+continues, and a larger question (more seeds, worlds, methods) computes only what is new.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from figures.cells import Cell, plain, refuse_foreign, write_csv, write_json
+from figures.compare_rows import bound_rows
+from figures.contenders import CONTENDERS, WORLDS, Budget, chosen, perfect_l0
+from figures.estimate import Estimate, estimate
+from figures.experiments import Experiment, Finished, Workers, compute_missing, finished_cells, mean_and_interval
+from figures.run_options import Compare
+from simulator import RequestError, World
+from simulator.config import fingerprint
+
+VALIDATION_SEED = 100
+"""Of the trials. Competing seeds are others."""
+BUDGETS = {
+    "tiny": Budget(n=128, d=32, batch=256, steps=40, learning_rate=5e-3, samples=1_000, trials=2),
+    "reduced": Budget(n=256, d=64, batch=512, steps=600, learning_rate=5e-3),
+    "full": Budget(n=1_024, d=128, batch=1_024, steps=5_000, learning_rate=3e-3, samples=20_000),
+}
+REDUCED_WORLDS = ("mixture", "zipf", "synth-sae-bench")
+CRITERIA = {
+    "frr": ("frr_090", "mean_feature_cosine"),
+    "mcc": ("mcc", "mean_feature_cosine"),
+    "f1": ("detection_f1_feature", "mean_feature_cosine"),
+}
+"""What "own best" means: the first number, and the second where the first ties."""
+NEAR_L0 = 1.25
+"""A run counts as one at matched L0 up to this factor."""
+
+SHOWN = {
+    "frr_090": "FRR 0.9", "frr_090_untrained": "untrained", "mcc": "MCC", "mcc_chance": "chance MCC",
+    "detection_f1_feature": "F1, all features", "detection_f1_neuron": "F1, neurons", "uniqueness": "uniqueness",
+    "explained_variance": "EV", "shrinkage": "shrinkage", "mean_l0": "L0", "dead": "dead",
+    "frr_frequent": "FRR, frequent half", "frr_rare": "FRR, rare half", "absorption_rate": "absorption",
+    "splitting": "splitting", "seconds": "seconds",
+}  # fmt: skip
+"""Column of a cell -> name in the table."""
+
+Tell = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared: names, widths as numbers of neurons, seeds, and the budget."""
+
+    worlds: tuple[str, ...]
+    methods: tuple[str, ...]
+    widths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    criterion: str
+
+    def world(self, name: str) -> World:
+        """The world of that name at the budget's size."""
+        return WORLDS[name][1](self.budget.n, self.budget.d)
+
+    def entries(self) -> list[tuple[str, str, int]]:
+        """World, method and width of everything that competes."""
+        return [(world, method, M) for world in self.worlds for M in self.widths for method in self.methods]
+
+
+def question(options: Compare) -> Question:
+    """The question that the options ask.
+
+    Raises:
+        RequestError: unknown names, impossible widths or seeds, or a validation seed among the seeds.
+    """
+    budget = BUDGETS[options.size]
+    worlds = chosen(options.worlds, WORLDS, "world") or (tuple(WORLDS) if options.size == "full" else REDUCED_WORLDS)
+    methods = chosen(options.methods, CONTENDERS, "method") or tuple(CONTENDERS)
+    seeds = options.seeds or ((0, 1) if options.size == "tiny" else (0, 1, 2, 3, 4))
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise RequestError(f"seeds {seeds} must be different whole numbers of at least 0")
+    if VALIDATION_SEED in seeds:
+        raise RequestError(f"seed {VALIDATION_SEED} is the one that knobs are tuned on; take another")
+    widths = []
+    for ratio in options.widths:
+        M = round(ratio * budget.n)
+        if not 1 <= M <= 64 * budget.n:
+            raise RequestError(f"width {ratio:g} n must give 1 to {64 * budget.n} neurons, e.g. --widths 0.25 1 4")
+        widths.append(M)
+    if len(set(widths)) != len(widths):
+        raise RequestError(f"--widths {options.widths} name one width twice")
+    return Question(worlds, methods, tuple(sorted(widths)), tuple(seeds), budget, options.criterion)
+
+
+def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[str, Any], str]:
+    """Tune, choose, compete, and write the tables and the figure.
+
+    Args:
+        options: of the command.
+        progress: called with (stage, done, total).
+        tell: called with the estimate before the run starts, and with remarks.
+
+    Returns:
+        Content of result.json, and the text for a person.
+    """
+    asked = question(options)
+    folder = options.out / "figures" / f"compare-{options.size}"
+    # Named by its settings: another budget under the same name is refused, more names or seeds extend it.
+    config = {"preset": "compare", "size": options.size, "criterion": options.criterion}
+    refuse_foreign(folder, config)
+    store, workers = options.out, Workers(options.jobs)
+    tell(_forecast(asked, store, workers))
+    began = time.monotonic()
+
+    def compute(stage: str, labelled: list) -> list[Finished]:
+        return _computed(stage, labelled, store, workers, progress)
+
+    trials = [
+        (label(world, method, M) | {"knob": value}, cell(asked, world, method, M, value, VALIDATION_SEED))
+        for world, method, M in asked.entries()
+        if not CONTENDERS[method].pilot
+        for value in CONTENDERS[method].values(asked.world(world), M, asked.budget.trials)
+    ]
+    tuning = table_of(compute("tuning", trials))
+    finals = []
+    for world, method, M in asked.entries():
+        points = {"best": 0.0}
+        if not CONTENDERS[method].pilot:
+            mine = tuning[(tuning["world"] == world) & (tuning["method"] == method) & (tuning["M"] == M)]
+            wanted = perfect_l0(asked.world(world), M)
+            points = {
+                "best": own_best(mine, asked.criterion),
+                "matched L0": matched(mine, wanted, CONTENDERS[method].whole, M),
+            }
+        for point, value in points.items():
+            for seed in asked.seeds:
+                value = float(f"{value:.6g}")  # a number that a person can type again
+                more = {"point": point, "knob": value}
+                finals.append((label(world, method, M) | more, cell(asked, world, method, M, value, seed)))
+    table = table_of(compute("competing", finals))
+    table["true L0"] = [perfect_l0(asked.world(world), M) for world, M in zip(table["world"], table["M"], strict=True)]
+    bounds = bound_rows(
+        [(world, asked.world(world), M, seed) for world in asked.worlds for M in asked.widths for seed in asked.seeds],
+        asked.budget, store, workers, progress, classical=options.classical,
+    )  # fmt: skip
+    return _written(options, asked, folder, config, table, tuning, bounds, time.monotonic() - began)
+
+
+def label(world: str, method: str, M: int) -> dict[str, Any]:
+    """The columns that say which competitor a row is about."""
+    return {"world": world, "method": method, "M": M}
+
+
+def cell(asked: Question, world: str, method: str, M: int, value: float, seed: int) -> Cell:
+    """The run of a method at a value of its knob."""
+    law = asked.world(world)
+    training = CONTENDERS[method].training(value, law, M, asked.budget)
+    return Cell(
+        law, training, seed, samples=asked.budget.samples, references=False, pilot=CONTENDERS[method].pilot
+    )  # fmt: skip
+
+
+def own_best(trials: pd.DataFrame, criterion: str) -> float:
+    """The knob value of the best trial."""
+    first, second = CRITERIA[criterion]
+    ranked = trials.assign(first=trials[first].fillna(-1.0), second=trials[second].fillna(-1.0))
+    return float(ranked.sort_values(["first", "second"], ascending=False, kind="stable")["knob"].iloc[0])
+
+
+def matched(trials: pd.DataFrame, wanted: float, whole: bool, M: int) -> float:
+    """The knob value whose L0 should be `wanted`: log L0 is interpolated in log knob.
+
+    Where `wanted` lies outside what the trials reached, the line through the two nearest of them is followed, at most
+    to four times (or a quarter of) the last value tried.
+    """
+    known = trials[(trials["mean_l0"] > 0) & trials["mean_l0"].notna()].sort_values("knob")
+    if whole:  # the L0 of TopK is its k
+        return float(min(M, max(1, round(wanted))))
+    if len(known) < 2:
+        return float(trials["knob"].iloc[0])
+    knob, l0 = np.log(known["knob"].to_numpy(float)), np.log(known["mean_l0"].to_numpy(float))
+    goal = np.log(wanted)
+    crossings = np.flatnonzero((l0[:-1] - goal) * (l0[1:] - goal) <= 0)
+    if len(crossings):
+        at = int(crossings[0])
+    else:
+        at = 0 if abs(l0[0] - goal) < abs(l0[-1] - goal) else len(l0) - 2
+    rise = l0[at + 1] - l0[at]
+    share = (goal - l0[at]) / rise if abs(rise) > 1e-9 else 0.0
+    value = knob[at] + share * (knob[at + 1] - knob[at])
+    value = min(max(value, knob[0] - np.log(4)), knob[-1] + np.log(4))
+    target = trials["method"].iloc[0] in ("BA", "GBA", "GBA two-sided")  # a share of the samples
+    return float(min(np.exp(value), 0.9) if target else np.exp(value))
+
+
+def _computed(
+    stage: str, labelled: list[tuple[dict[str, Any], Cell]], store: Path, workers: Workers, progress: Progress
+) -> list[Finished]:
+    """Every labelled cell, computed where the store lacks it."""
+    frame = Experiment("compare", "", lambda seeds, size: [], lambda t: t, lambda t, p: None, needs=("features.csv",))
+    rows = [(one, item, item.config()) for one, item in labelled]
+    found = finished_cells(rows, store, frame.needs)
+    compute_missing(frame, rows, found, store, workers, lambda done, total: progress(stage, done, total))
+    if any(one is None for one in found):
+        found = finished_cells(rows, store, frame.needs)
+    done = [one for one in found if one is not None]
+    if len(done) < len(rows):
+        raise RequestError(f"{len(rows) - len(done)} cells are not in {store}; run the command again")
+    return done
+
+
+def table_of(done: Sequence[Finished]) -> pd.DataFrame:
+    """One row per cell: labels, seed, the peers' scores and ours."""
+    rows = []
+    for one in done:
+        numbers = {key: value for key, value in one.result.items() if isinstance(value, int | float | None)}
+        numbers.pop("seed", None)
+        halves = dict.fromkeys(("frr_frequent", "frr_rare"))
+        if (one.folder / "features.csv").exists():
+            features = pd.read_csv(one.folder / "features.csv").sort_values("frequency", ascending=False, kind="stable")
+            learned = features["cosine"].to_numpy() > 0.9
+            middle = len(learned) // 2
+            halves = {"frr_frequent": learned[:middle].mean(), "frr_rare": learned[middle:].mean()}
+        status = {"status": one.result["status"], "cell": one.folder.name}
+        rows.append({**one.label, "seed": one.cell.seed, **numbers, **halves, **status})
+    return pd.DataFrame(rows)
+
+
+def _forecast(asked: Question, store: Path, workers: Workers) -> str:
+    """Time and memory of what is missing. Values that tuning will choose are stood in for by the middle one."""
+    cells = []
+    for world, method, M in asked.entries():
+        law, contender = asked.world(world), CONTENDERS[method]
+        values = contender.values(law, M, asked.budget.trials)
+        trials = [] if contender.pilot else [(value, VALIDATION_SEED) for value in values]
+        points = 1 if contender.pilot else 2
+        later = [(values[len(values) // 2] * (1 + point / 7), seed) for point in range(points) for seed in asked.seeds]
+        cells += [({}, cell(asked, world, method, M, value, seed)) for value, seed in trials]
+        cells += [({}, cell(asked, world, method, M, value, seed)) for value, seed in later]
+    labelled = [(one, item, item.config()) for one, item in cells]
+    found = finished_cells(labelled, store, ("features.csv",))
+    missing = [item for (_, item, _), one in zip(labelled, found, strict=True) if one is None]
+    # Judging, sampling the evaluation set and reading back cost about as much again per cell as these seconds.
+    guess = estimate(missing, workers.cells_at_once)
+    rest = 0.5 * len(missing) / min(workers.cells_at_once, max(1, len(missing)))
+    return f"compare: {Estimate(guess.cells, guess.seconds + rest, guess.bytes).text()}"
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and interval over the seeds of every competitor at both points, and whether its L0 is the matched one."""
+    columns = {name: shown for name, shown in SHOWN.items() if name in table and table[name].notna().any()}
+    short = mean_and_interval(
+        table, ["world", "M", "method", "point"], columns | {"knob": "knob", "true L0": "true L0"}
+    )
+    short = short.drop(columns=["true L0 ±", "knob ±", "seconds ±", "untrained ±", "chance MCC ±"], errors="ignore")
+    near = np.abs(np.log(short["L0"] / short["true L0"])) <= np.log(NEAR_L0)
+    short.insert(4, "L0 matched", np.where(near, "yes", "no"))
+    return short
+
+
+def digest(short: pd.DataFrame) -> pd.DataFrame:
+    """What is printed: a row per competitor, its own best beside its FRR at matched L0 (blank where not reached)."""
+    best = short[short["point"] == "best"]
+    kept = ["world", "M", "method", "knob", "L0", "FRR 0.9", "FRR 0.9 ±", "MCC", "chance MCC", "F1, all features",
+            "F1, neurons", "EV", "seconds"]  # fmt: skip
+    told = best[[name for name in kept if name in best]]
+    other = short[(short["point"] == "matched L0") & (short["L0 matched"] == "yes")]
+    other = other[["world", "M", "method", "FRR 0.9", "L0"]]
+    return told.merge(
+        other.rename(columns={"FRR 0.9": "FRR at matched L0", "L0": "that L0"}), on=["world", "M", "method"], how="left"
+    )
+
+
+def _written(
+    options: Compare, asked: Question, folder: Path, config: dict[str, Any], table: pd.DataFrame,
+    tuning: pd.DataFrame, bounds: pd.DataFrame, wall: float,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    from figures.compare_figure import draw_compare
+    from figures.report import table_text
+
+    short = summary(table)
+    for name, part in (("table", table), ("tuning", tuning), ("summary", short), ("bounds", bounds)):
+        write_csv(folder / f"{name}.csv", part)
+    for suffix in ("png", "pdf"):
+        draw_compare(table, bounds, asked.budget.n, folder / f"compare.{suffix}")
+    result = plain(
+        {
+            "config": config, "fingerprint": fingerprint(config), "size": options.size, "budget": vars(asked.budget),
+            "worlds": asked.worlds, "methods": asked.methods, "widths": asked.widths, "seeds": asked.seeds,
+            "rows": short.to_dict("records"), "bounds": bounds.to_dict("records"), "wall_seconds": round(wall, 1),
+        }
+    )  # fmt: skip
+    write_json(folder / "result.json", result)
+    text = f"{table_text(digest(short))}\n\n{table_text(bounds)}"
+    return result, f"{text}\n\nTables, figure and every cell: {folder}"

@@ -1,0 +1,147 @@
+"""The comparison: knobs, choice and matching against worked examples; the command from end to end at size tiny."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from figures.cli import main
+from figures.compare import VALIDATION_SEED, cell, digest, matched, own_best, question, summary
+from figures.contenders import CONTENDERS, WORLDS, perfect_l0
+from figures.run_options import Compare
+from simulator import BA, GBA, RequestError, TopK
+
+
+def trials(knobs, l0, **columns):
+    rows = {"method": "L1", "knob": knobs, "mean_l0": l0, "frr_090": 0.0, "mean_feature_cosine": 0.5, "mcc": 0.1}
+    return pd.DataFrame(rows | columns)
+
+
+def test_matching_inverts_a_power_law_inside_and_outside():
+    knobs = np.array([0.01, 0.03, 0.1])
+    table = trials(knobs, 2.0 * knobs**-0.5)
+    assert matched(table, 2.0 * 0.05**-0.5, False, 64) == pytest.approx(0.05)
+    assert matched(table, 2.0 * 0.2**-0.5, False, 64) == pytest.approx(0.2)
+    # Never further than four times the last value tried, or a quarter of the first.
+    assert matched(table, 1e-3, False, 64) == pytest.approx(0.4)
+    assert matched(table, 1e3, False, 64) == pytest.approx(0.0025)
+
+
+def test_matching_where_little_is_known():
+    assert matched(trials([0.1, 0.2], [np.nan, 3.0]), 5.0, False, 64) == 0.1
+    assert matched(trials([0.1, 0.2, 0.4], [3.0, 3.0, 3.0]), 5.0, False, 64) in (0.1, 0.2)
+    assert matched(trials([2.0, 4.0], [2.0, 4.0]), 2.9, True, 64) == 3  # TopK: L0 is k
+    assert matched(trials([2.0, 4.0], [2.0, 4.0]), 0.2, True, 64) == 1
+    assert matched(trials([0.3, 0.6], [1.0, 2.0], method="BA"), 10.0, False, 64) == 0.9  # a share
+
+
+def test_own_best_breaks_ties_by_the_mean_cosine():
+    table = trials([1.0, 2.0, 3.0], [1, 2, 3], frr_090=[0.5, 0.5, np.nan], mean_feature_cosine=[0.6, 0.7, 0.9])
+    assert own_best(table, "frr") == 2.0
+    assert own_best(table.assign(mcc=[0.3, 0.2, 0.1]), "mcc") == 1.0
+
+
+@pytest.mark.parametrize("world", list(WORLDS))
+def test_every_method_gets_the_same_budget_and_its_own_number_of_trials(world):
+    asked = question(Compare(worlds=(world,)))
+    law = asked.world(world)
+    for _, method, M in asked.entries():
+        contender = CONTENDERS[method]
+        values = contender.values(law, M, 5)
+        assert len(values) == (1 if contender.pilot else 5)
+        assert values == sorted(values)
+        for value in values:
+            training = cell(asked, world, method, M, value, 0).training
+            assert (training.steps, training.batch, training.neurons) == (600, 512, M)
+            assert training.learning_rate == 5e-3
+    assert perfect_l0(law, asked.budget.n) == pytest.approx(law.mean_active)
+    assert perfect_l0(law, asked.budget.n // 4) < law.mean_active
+
+
+def test_whole_knobs_differ():
+    law = WORLDS["mixture"][1](256, 64)
+    values = CONTENDERS["TopK"].values(law, 256, 5)
+    assert len(set(values)) == 5
+    assert [TopK(int(k)).k for k in values] == [2, 3, 4, 5, 6]
+
+
+def test_methods_are_what_their_names_say():
+    law = WORLDS["mixture"][1](256, 64)
+    two_sided = CONTENDERS["GBA two-sided"].method(0.2, law, 256)
+    assert isinstance(two_sided, GBA)
+    assert (two_sided.htf, two_sided.ltf, type(two_sided.rule).__name__) == (0.2, 1e-3, "TwoSided")
+    assert CONTENDERS["BA"].method(0.02, law, 256) == BA(0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"worlds": ("mixtur",)}, "unknown world 'mixtur'"),
+        ({"methods": ("GBA", "GBA")}, "twice"),
+        ({"widths": (0.0,)}, "must give 1 to"),
+        ({"widths": (1.0, 1.001)}, "one width twice"),
+        ({"seeds": (0, 0)}, "different"),
+        ({"seeds": (VALIDATION_SEED,)}, "tuned on"),
+    ],
+)
+def test_impossible_questions(options, message):
+    with pytest.raises(RequestError, match=message):
+        question(Compare(**options))
+
+
+def test_digest_shows_a_matched_value_only_where_it_was_reached():
+    base = {"world": "mixture", "M": 64, "seed": 0, "mcc": 0.5, "seconds": 1.0, "knob": 1.0, "true L0": 4.0}
+    table = pd.DataFrame(
+        [
+            base | {"method": "BA", "point": "best", "frr_090": 0.9, "mean_l0": 8.0},
+            base | {"method": "BA", "point": "matched L0", "frr_090": 0.7, "mean_l0": 4.5},
+            base | {"method": "L1", "point": "best", "frr_090": 0.3, "mean_l0": 9.0},
+            base | {"method": "L1", "point": "matched L0", "frr_090": 0.2, "mean_l0": 6.0},
+        ]
+    )
+    told = digest(summary(table)).set_index("method")
+    assert told.loc["BA", "FRR at matched L0"] == 0.7
+    assert np.isnan(told.loc["L1", "FRR at matched L0"])
+    assert told.loc["L1", "FRR 0.9"] == 0.3
+
+
+@pytest.fixture
+def command(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *arguments])
+        return stop.value.code, capsys.readouterr()
+
+    return run
+
+
+def test_command_end_to_end(tmp_path, command):
+    arguments = ["--size", "tiny", "--worlds", "mixture", "synth-sae-bench", "--methods", "GBA data-driven", "TopK",
+                 "--widths", "0.5", "1", "--jobs", "1", "--out", str(tmp_path)]  # fmt: skip
+    code, told = command(*arguments, "--json")
+    assert code == 0
+    assert "cells to compute" in told.err
+    result = json.loads(told.out)
+    folder = tmp_path / "figures" / "compare-tiny"
+    table = pd.read_csv(folder / "table.csv")
+    # 2 worlds, 2 widths, 2 seeds; TopK at two points, the pilot at one.
+    assert len(table) == 2 * 2 * 2 * (2 + 1)
+    assert (table["samples"] == 1_000).all()
+    piloted = table[table["method"] == "GBA data-driven"]
+    assert (piloted["steps"] * 256 + piloted["pilot_samples"] == 40 * 256).all()
+    assert len(pd.read_csv(folder / "tuning.csv")) == 2 * 2 * 2
+    bounds = pd.read_csv(folder / "bounds.csv").query("world == 'mixture'").set_index("row")
+    assert float(bounds["FRR 0.9"]["true dictionary"]) == 1
+    assert float(bounds["F1, all features"]["logistic probe"]) > 0.6
+    assert len(result["rows"]) == 2 * 2 * (2 + 1)
+    assert (folder / "compare.png").stat().st_size > 10_000
+    # The same command computes nothing anew and says the same.
+    before = {file: file.stat().st_mtime_ns for part in ("cells", "rows") for file in (tmp_path / part).rglob("*")}
+    code, again = command(*arguments, "--json")
+    assert (code, {**json.loads(again.out), "wall_seconds": 0}) == (0, {**result, "wall_seconds": 0})
+    assert before == {f: f.stat().st_mtime_ns for part in ("cells", "rows") for f in (tmp_path / part).rglob("*")}
+    # Another criterion under the same name is refused.
+    code, told = command(*arguments, "--criterion", "mcc")
+    assert code == 2
+    assert "criterion" in told.err
