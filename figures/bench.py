@@ -348,8 +348,9 @@ def run_bench(
 
     Args:
         folder: where.
-        size: "table" (steps), "corners" (where dense could win), "growth", "all", "tiny", or
-            "bridge" (capture with the packaged model, training on the activations in `store`).
+        size: "table" (steps), "corners" (where dense could win), "growth", "all", "tiny", "peers" (whole training
+            steps of the same method on the benchmark's world), or "bridge" (capture with the packaged model,
+            training on the activations in `store`).
         rounds: kept per row.
         python: interpreter of an environment with peers, or None.
         progress: called with what is measured next.
@@ -370,6 +371,10 @@ def run_bench(
     if size in ("growth", "all"):
         tables["growth"] = growth_table(rounds, progress)
         draw_growth(tables["growth"], folder / "growth.png")
+    if size == "peers":
+        from figures.peer_bench import peers_table
+
+        tables["peers"] = peers_table(rounds, python, progress)
     if store is not None:
         from figures.bridge_bench import activations_table, capture_table
 

@@ -43,16 +43,17 @@ WARM = 100
 
 
 def trained(name: str, shape: Shape) -> Step:
-    """Whole steps of a run on real activations after `WARM` of them, batch reading included: "fit-gba", "fit-topk"."""
+    """Whole steps of a run on a file of activations after `WARM` of them, batch reading included: "fit-gba",
+    "fit-topk", "fit-batchtopk"."""
     import torch
 
-    from simulator import GBA, ActivationMatrix, TopK, Training
+    from simulator import GBA, ActivationMatrix, BatchTopK, TopK, Training
     from simulator.train import _Run
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     k = max(1, round(shape["p"] * shape["M"]))
-    method = GBA(buffer=1_024) if name == "fit-gba" else TopK(k)
+    method = {"fit-gba": GBA(buffer=1_024), "fit-topk": TopK(k), "fit-batchtopk": BatchTopK(k)}[name]
     start = "quantile" if name == "fit-gba" else "zero"
     training = Training(method, shape["M"], 10**6, shape["batch"], learning_rate=3e-3, start_bias=start)
     source = ActivationMatrix(shape["activations"], shape["seed"])
@@ -192,6 +193,7 @@ def make(name: str, shape: Shape) -> Step:
         "encoder": encoder,
         "fit-gba": lambda s: trained("fit-gba", s),
         "fit-topk": lambda s: trained("fit-topk", s),
+        "fit-batchtopk": lambda s: trained("fit-batchtopk", s),
         "saelens-topk": lambda s: saelens("topk", s),
         "saelens-batchtopk": lambda s: saelens("batchtopk", s),
         "sklearn": sklearn,

@@ -194,9 +194,10 @@ class Check:
 class Bench:
     """Time a training step: beside a dense autograd step, the encoder product alone, and other libraries."""
 
-    size: Literal["table", "corners", "growth", "all", "tiny", "bridge"] = "table"
+    size: Literal["table", "corners", "growth", "all", "tiny", "peers", "bridge"] = "table"
     """What is timed: five shapes with all competitors; corners where a dense step could be faster; growth with every
-    size; all three; or one small shape. bridge: capture with the packaged model, training on --store."""
+    size; all three; or one small shape. peers: training steps of TopK and BatchTopK on synth-sae-bench at 1,024 x 128,
+    ours beside SAELens'. bridge: capture with the packaged model, training on --store."""
     store: Path | None = None
     """Activations for --size bridge."""
     layer: str | None = None

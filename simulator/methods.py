@@ -89,7 +89,7 @@ class TopK:
 
     The optional auxiliary loss lets dead neurons (not active for `dead_after` samples) explain the
     residual e = x - f(x): auxiliary_weight * 1/2 ||e - sum of the auxiliary_k largest dead ones||^2,
-    with e held constant.
+    with e held constant. Only positive pre-activations count there, as everywhere; SAELens takes negative ones too.
     """
 
     k: int
