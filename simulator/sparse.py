@@ -24,6 +24,7 @@ from simulator.engine import TorchEngine
 from simulator.gates import own_gates_step
 from simulator.methods import L1, BatchTopK, Gated, JumpReLU, Method, TopK
 from simulator.sae import Activation, Parameters, Step
+from simulator.selection import Selection
 from simulator.team import Team
 
 _DENSE = 3
@@ -107,6 +108,7 @@ class SparseEngine:
     def _allocate(self, W: Tensor, N: int) -> None:
         M, d = W.shape
         self.shape = (M, d, N)
+        self.selections: dict[int, Selection] = {}
         parts = self.team.size
 
         def zeros(*shape: int, dtype: torch.dtype = W.dtype) -> Tensor:
@@ -211,31 +213,22 @@ class SparseEngine:
 
     def _largest(self, W: Tensor, b: Tensor, centred: Tensor, k: int, allowed: Tensor) -> None:
         """Pairs of TopK: the k largest y > 0 of each sample among the allowed neurons."""
-        (M, N), transposed, bias, among = (W.shape[0], centred.shape[0]), W.T, b.numpy(), allowed.numpy()
-        neuron, y = torch.empty(N, k, dtype=torch.int32).numpy(), torch.empty(N, k, dtype=W.dtype).numpy()
-        found = torch.empty(N, dtype=torch.int64).numpy()
-        # Whole rows where 64 of them fit; else the neurons in chunks too, so that W is read once for 64 samples.
-        entries = self.blocks.shape[1]
-        most = max(min(64, N), entries // M)
-        width = min(M, max(1, entries // most))
-        everyone = allowed is self.all_neurons
+        (M, N), bias, among = (W.shape[0], centred.shape[0]), b.numpy(), allowed.numpy()
+        if k not in self.selections:
+            self.selections[k] = Selection(M, W.shape[1], N, k, self.team.size, self.block_entries, W.dtype)
+        chosen = self.selections[k]
+        factors = chosen.prepare(W, b, centred, self.screens)
+        weights, inputs = W.numpy(), centred.numpy()
 
         def largest(part: int) -> None:
-            low, high = self.team.share(part, N)
-            for first in range(low, high, most):
-                rows = min(most, high - first)
-                for base in range(0, M, width):
-                    columns = min(width, M - base)
-                    Z = self.blocks[part, : rows * columns].view(rows, columns)
-                    torch.mm(centred[first : first + rows], transposed[:, base : base + columns], out=Z)
-                    kernels.largest_block(Z.numpy(), bias, among, everyone, k, first, base, found, neuron, y)
+            chosen.run(part, *self.team.share(part, N), factors, weights, bias, inputs, among)
 
         self.team.run(largest)
         if N * k > self.sample.numel():
             self._make_room(N * k, W.dtype)
         kernels.group_by_neuron(
-            found, neuron, y, bias, self.activation == "relu", self.start.numpy(), self.stop.numpy(),
-            self.sample.view(-1).numpy(), self.value.view(-1).numpy(), self.maxima.numpy(),
+            chosen.found, chosen.neuron, chosen.y, bias, self.activation == "relu", self.start.numpy(),
+            self.stop.numpy(), self.sample.view(-1).numpy(), self.value.view(-1).numpy(), self.maxima.numpy(),
         )  # fmt: skip
         self.dense = [[False] * len(blocks) for blocks in self.ranges]
 
