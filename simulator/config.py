@@ -11,7 +11,7 @@ import numpy as np
 
 from simulator.errors import RequestError
 
-NUMBERS = 2
+NUMBERS = 3
 """Raised whenever the code changes what a configuration computes, so that stored results are not taken for new."""
 
 

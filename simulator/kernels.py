@@ -98,13 +98,13 @@ def backward_pairs(
         for k in range(d):
             w[k] = W[m, k]
             g[k] = 0
-        sum_a = w[0] * 0
-        sum_s = w[0] * 0
-        sum_phi = w[0] * 0
+        sum_a = W.dtype.type(0)  # w[0] * 0 would be a float64, and every sum with it
+        sum_s = W.dtype.type(0)
+        sum_phi = W.dtype.type(0)
         for slot in range(start[m], stop[m]):
             r = residual[sample[slot]]
             x = centred[sample[slot]]
-            u = w[0] * 0
+            u = W.dtype.type(0)
             for k in range(d):
                 u += w[k] * r[k]
             phi = value[slot]
@@ -165,64 +165,8 @@ def _keep_largest(heap, owner, size, k, y, m):
 
 
 @njit(cache=True, nogil=True)
-def largest_block(Z, bias, allowed, everyone, k, first, base, found, neuron, y_value):
-    """Offer the positive pre-activations y = z + b of one block to the k largest of each sample.
-
-    Z: (rows, C) products of the samples first..first+rows with the neurons base..base+C; blocks of a sample come
-    in ascending order of neurons, base = 0 first. Kept for each sample: found (N,), and as many entries of neuron
-    and y_value (N, k), a min-heap. In a sample's first block, the k-th largest of the maxima of 4 k or more
-    interleaved groups of neurons is a lower bound of the k-th largest of all, so that a second, vectorised look
-    finds little more than the k winners; in later blocks the heap's root is. `everyone`: all neurons are allowed.
-    """
-    rows, C = Z.shape
-    groups = min(C, max(64, 4 * k))
-    even = C - C % groups
-    whole = C - C % _CHUNK
-    best = np.empty(groups, Z.dtype)
-    y_row = np.empty(C, Z.dtype)
-    for i in range(rows):
-        row, heap, owner = Z[i], y_value[first + i], neuron[first + i]
-        for m in range(C):
-            y_row[m] = row[m] + bias[base + m]
-        bar = bias[0] * 0
-        size = 0 if base == 0 else found[first + i]
-        if size == k:
-            bar = heap[0]
-        elif size == 0 and everyone and groups < C:
-            best[:] = 0
-            for begin in range(0, even, groups):
-                group = y_row[begin : begin + groups]
-                for g in range(groups):
-                    best[g] = max(best[g], group[g])
-            for g in range(groups):
-                if best[g] > 0:
-                    size = _keep_largest(heap, owner, size, k, best[g], 0)
-            if size == k:
-                bar = heap[0]
-            size = 0
-        for chunk in range(0, C, _CHUNK):
-            end = C
-            if chunk < whole:
-                hits = 0
-                for j in range(_CHUNK):
-                    hits += y_row[chunk + j] >= bar
-                if hits == 0:
-                    continue
-                end = chunk + _CHUNK
-            for m in range(chunk, end):
-                y = y_row[m]
-                if y >= bar and y > 0 and allowed[base + m]:
-                    size = _keep_largest(heap, owner, size, k, y, base + m)
-                    if size == k:
-                        bar = heap[0]
-            if end == C:
-                break
-        found[first + i] = size
-
-
-@njit(cache=True, nogil=True)
 def group_by_neuron(found, neuron, y_value, bias, adds_bias, start, stop, sample, value, maxima):
-    """Turn the sample-major pairs of `largest_block` into neuron-major slots by a counting sort."""
+    """Turn the sample-major pairs of `simulator.selection` into neuron-major slots by a counting sort."""
     start[:] = 0
     stop[:] = 0
     maxima[:] = 0

@@ -77,7 +77,7 @@ def row_norms(W, norm):
     grow = 1 + (d + 8) * 2.0**-23
     floor = np.sqrt(d) * 2.0**-63
     for i in range(rows):
-        whole = W[i, 0] * 0
+        whole = W.dtype.type(0)
         for k in range(d):
             whole += W[i, k] * W[i, k]
         norm[i] = np.sqrt(whole) * grow + floor
@@ -193,7 +193,7 @@ def recheck(
             j = listed[at] - i * N
             at += 1
             x = X[j]
-            z = w[0] * 0
+            z = W.dtype.type(0)
             for k in range(d):
                 z += w[k] * x[k]
             if z > threshold:
