@@ -10,7 +10,7 @@ FIGURES = (
     "co-occurrence", "width", "frequency-spread", "dynamics",
 )  # fmt: skip
 """Each is figures/NAME.py with its EXPERIMENT; in the order of the report."""
-OWN_FIGURES = ("proxies",)
+OWN_FIGURES = ("proxies", "targets")
 """Not in the paper, and so not in the report on it."""
 ROBUSTNESS = ("cooccurrence", "coherence", "dictionary", "frequencies", "coefficients", "noise")
 # module of figures/, its attribute, key in it

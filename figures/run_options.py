@@ -37,7 +37,7 @@ class Run:
 
     name: Annotated[str, tyro.conf.Positional]
     """bias-adaptation, loss-sparsity, consistency, group-ablation, selectivity, zscore, imbalanced-toy,
-    co-occurrence, width, frequency-spread, dynamics; and proxies, which is not in the paper."""
+    co-occurrence, width, frequency-spread, dynamics; and proxies, targets, which are not in the paper."""
     size: Size = "small"
     """tiny: seconds; small: minutes on a laptop; paper: the paper's sizes, an estimate is printed first."""
     seeds: tuple[int, ...] | None = None

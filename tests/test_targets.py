@@ -1,12 +1,16 @@
 """Targets from a pilot: the estimate on pre-activations whose law is known, the choice, and its cost."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from figures import targets as study
 from figures.cells import Cell, run_cell
+from figures.cli import main
+from llm_bridge.runs import method_text
 from simulator import BA, GBA, Exactly, RequestError, Training, World
 from simulator.config import fingerprint
 from theory import targets
@@ -117,3 +121,33 @@ def test_cell_with_a_pilot(tmp_path):
     assert (result["htf"], result["ltf"], result["pilot_samples"]) == (chosen.htf, chosen.ltf, chosen.samples)
     assert result["steps"] == chosen.training(cell.training).steps
     assert run_cell(cell, tmp_path / "a", picture=False) == result
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return stop.value.code
+
+
+def test_command_line(tmp_path, capsys):
+    options = ["verify", "--method", "gba", "--targets", "pilot", "--n", "64", "--d", "24", "--neurons", "64"]
+    folder = str(tmp_path / "a")
+    assert run(*options, "--steps", "60", "--samples", "200", "--no-references", "--out", folder, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pilot_samples"] > 0
+    assert method_text(result) == f"GBA {result['htf']:g}..{result['ltf']:g} in {result['groups']} groups, M = 64"
+    assert run(*options, "--htf", "0.3") == 2
+    assert "--htf belongs to --method gba with --targets given" in capsys.readouterr().err
+    assert run("verify", "--method", "ba", "--targets", "pilot") == 2
+    assert "--targets belongs to --method gba" in capsys.readouterr().err
+
+
+def test_study_gives_every_range_the_same_samples():
+    found = study.cells((0,), "tiny")
+    assert {label["targets"] for label, _ in found} == set(study.SETTINGS)
+    assert len({(one.training.steps, one.training.batch) for _, one in found}) == 1
+    assert all(one.pilot == (label["targets"] == "pilot") for label, one in found)
+    rare = next(one.world for label, one in found if label["world"] == "constant, rare")
+    assert rare is not None
+    known = study.method("min f..sqrt max f", rare)
+    assert (known.ltf, known.htf) == pytest.approx((2 / 256, (2 / 256) ** 0.5))
