@@ -10,6 +10,7 @@ from figures.cells import Cell, evaluation_sample, load_fit
 from simulator import Fit, Sample, TopK
 from simulator.sae import encode
 from simulator.training import prepare
+from theory.absorption import absorption
 from theory.baselines import reference_rows
 from theory.benchmark import benchmark_scores
 from theory.codes import CodeMetrics, code_metrics, normalised
@@ -57,6 +58,9 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
         judged = code_metrics(codes, outcome.a, outcome.W, outcome.b_pre, X, H, recovery, V=drawn.V)
         scores = benchmark_scores(codes, outcome.a, outcome.W, outcome.b_pre, X, H, drawn.V, recovery, judged)
         metrics = {**recovery.summary(), **judged.summary(), **scores.summary()}
+        if cell.world is not None and cell.world.hierarchy is not None:
+            parents = cell.world.hierarchy.parents
+            metrics |= absorption(codes, outcome.W, H, drawn.V, parents, recovery=recovery).summary()
         scores = neuron_scores(X, outcome.W, outcome.b, outcome.b_pre, codes)
         tables |= {
             "features": features_table(recovery, judged),
