@@ -12,6 +12,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from figures.cells import plain, write_json
 from figures.contenders import Budget
@@ -144,7 +145,7 @@ def _bound(one: dict[str, Any], world: World, budget: Budget) -> dict[str, Any]:
     from theory.classical import classical_dictionary, threshold_codes
     from theory.codes import code_metrics, normalised
     from theory.geometry import check
-    from theory.probes import probe_scores
+    from theory.probes import best_thresholds, probe_scores
 
     seed, kind = one["seed"], one["row"]
     fitted = world.sample(
@@ -159,18 +160,29 @@ def _bound(one: dict[str, Any], world: World, budget: Budget) -> dict[str, Any]:
             "seconds": found.get("seconds"), "note": "knows the supports of its training samples",
         }  # fmt: skip
     if kind == "true dictionary":
-        W, seconds, note = fitted.V, 0.0, "knows V; best common threshold"
+        W, seconds, note = _directions(fitted.V), 0.0, "knows V, and supports for a threshold per feature"
+        mean = X_fit.mean(axis=0, dtype=np.float64)
+        bars = best_thresholds((X_fit - mean) @ W.T, fitted.H)
+        z = (X - mean) @ W.T
+        codes, b_pre = sparse.csr_array(np.where(z > bars, z, 0.0)), mean
+        # The scale of least squares error, as the encoder of the classical rows has it.
+        shown = codes @ W
+        a = np.full(len(W), float((shown * (X - mean)).sum() / max((shown * shown).sum(), 1e-300)))
     else:
         learnt = classical_dictionary(kind, X_fit, one["M"], penalty=one["penalty"], seed=seed, batch=budget.batch)
-        W, seconds, note = learnt.dictionary, learnt.seconds, learnt.note
-        if W is None:
-            return {"note": note, "frr_090": None}
-    lengths = np.linalg.norm(W, axis=1, keepdims=True)
-    W = W / np.where(lengths > 0, lengths, 1.0)
-    codes, a, rows, b_pre = threshold_codes(W, X, fit_threshold(W, X_fit))
+        if learnt.dictionary is None:
+            return {"note": learnt.note, "frr_090": None}
+        W, seconds, note = _directions(learnt.dictionary), learnt.seconds, learnt.note
+        codes, a, _, b_pre = threshold_codes(W, X, fit_threshold(W, X_fit))
     recovery = check(judged.V, W, frequencies=world.frequencies(), seed=seed)
-    measured = code_metrics(codes, a, rows, b_pre, X, H, recovery)
+    measured = code_metrics(codes, a, W, b_pre, X, H, recovery)
     return {**recovery.summary(), **measured.summary(), "seconds": seconds, "note": note}
+
+
+def _directions(rows: np.ndarray) -> np.ndarray:
+    """Rows of unit length in float64; zero rows stay."""
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1.0)
 
 
 def _unit(X: np.ndarray) -> np.ndarray:

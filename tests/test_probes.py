@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, sparse
 
 from simulator import Exactly, Orthonormal, RequestError, World
-from theory.probes import probe_scores
+from theory.probes import best_thresholds, probe_scores
 
 
 def test_one_probe_is_the_minimum_of_its_loss():
@@ -69,3 +69,11 @@ def test_bad_requests():
         probe_scores(np.zeros((5, 2)), H, X, H)
     with pytest.raises(RequestError):
         probe_scores(X, sparse.csr_array((4, 3)), X, H)
+
+
+def test_best_thresholds_of_given_scores():
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.3], [0.1, 0.4]])
+    H = sparse.csr_array(np.array([[1.0, 0], [1, 0], [0, 0], [0, 0]]))
+    found = best_thresholds(scores, H)
+    assert found[0] == pytest.approx(0.55)
+    assert np.isinf(found[1])

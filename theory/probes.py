@@ -94,6 +94,18 @@ def probe_scores(
     return ProbeScores(weights=weights, **found, seconds=time.monotonic() - began)
 
 
+def best_thresholds(scores: Shaped[np.ndarray, "N n"], H: sparse.csr_array | sparse.csr_matrix) -> np.ndarray:
+    """Per column of scores, the value above which "feature active" has the largest F1 with H > 0; infinite where H has
+    nothing. (n,)."""
+    active = sparse.csc_array(H)
+    parts = []
+    for first in range(0, scores.shape[1], _BLOCK_FEATURES):
+        block = slice(first, first + _BLOCK_FEATURES)
+        truth = torch.from_numpy(active[:, block].toarray() > 0)
+        parts.append(_thresholds(torch.from_numpy(np.ascontiguousarray(scores[:, block])), truth).numpy())
+    return np.concatenate(parts)
+
+
 def _fit(X: torch.Tensor, active: torch.Tensor, penalty: float, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (features, d) and biases (features,) of least loss; starts at the log odds of each feature."""
     features = active.shape[1]
