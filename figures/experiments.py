@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,10 @@ class Workers:
             RequestError: dask is not installed, or nobody answers at the address.
         """
         if self.backend == "local":
-            yield joblib.Parallel(n_jobs=min(self.cells_at_once, tasks), return_as="generator_unordered")
+            with warnings.catch_warnings():
+                # joblib replaces workers as it sees fit and says so; nothing is lost.
+                warnings.filterwarnings("ignore", "A worker stopped while some jobs")
+                yield joblib.Parallel(n_jobs=min(self.cells_at_once, tasks), return_as="generator_unordered")
             return
         try:
             from distributed import Client

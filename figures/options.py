@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from simulator import World
 
 
+RECIPES = ("synth-sae-bench", "synth-sae-bench-unscaled")
+"""Worlds with names."""
+
+
 @dataclass(frozen=True)
 class Verify(Learner):
     """Sample a world with planted features, train a sparse autoencoder on it, say which features were recovered."""
@@ -27,6 +31,9 @@ class Verify(Learner):
     -frequencies, -coefficients, -noise. Only --out, --seeds, --jobs, --size, --json and --quiet apply then."""
 
     # The world.
+    recipe: str | None = None
+    """synth-sae-bench or synth-sae-bench-unscaled, the field's benchmark at --n and --d (--n of at least 128), or a
+    folder with a saved SAELens SyntheticModel, instead of the options of a world."""
     n: int = 128
     """Number of planted features."""
     d: int = 42
@@ -93,6 +100,7 @@ class Verify(Learner):
     def refuse_idle(self) -> None:
         """Refuse options that were given and would change nothing, as in `refuse`."""
         data, law = self.activations is not None, self.features is None
+        folder = self.recipe is not None and self.recipe not in RECIPES
         world = ("n", "d", "s", "support", "rho", "zipf", "dictionary", "mean_cosine", "features", "coefficients",
                  "unit_rows", "noise")  # fmt: skip
         belongs = {
@@ -105,6 +113,11 @@ class Verify(Learner):
         }  # fmt: skip
         if not law:
             belongs |= dict.fromkeys(("n", "d"), (False, "a law of V; --features brings its own n and d"))
+        if self.recipe is not None:
+            belongs |= dict.fromkeys(world[2:], (False, "a world of your own, not to --recipe"))
+            belongs["recipe"] = (not data, "a world, not to --activations")
+        if folder:
+            belongs |= dict.fromkeys(("n", "d"), (False, "a named recipe; a folder brings its own n and d"))
         self.refuse(belongs)
 
     def world(self) -> World | None:
@@ -129,9 +142,17 @@ class Verify(Learner):
             UnitSphere,
             World,
             Zipf,
+            read_synthetic_model,
+            synth_sae_bench,
         )  # fmt: skip
         from simulator.storage import read_matrix
 
+        if self.recipe in RECIPES:
+            return synth_sae_bench(self.n, self.d, scale_children=self.recipe == RECIPES[0])
+        if self.recipe is not None:
+            if not Path(self.recipe).is_dir():
+                raise RequestError(f"--recipe {self.recipe}: no such folder; named recipes are {', '.join(RECIPES)}")
+            return read_synthetic_model(self.recipe)
         frequencies = Zipf(self.zipf) if self.zipf else Constant()
         sizes = tuple(self.s)
         if not sizes:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from figures.options import Verify
 from simulator.coefficients import ClippedNormal
 from simulator.copula import Copula, GivenFactors
 from simulator.errors import RequestError
 from simulator.supports import Bernoulli
+from simulator.synthbench import synth_sae_bench
 from simulator.synthetic_model import CONFIG, HIERARCHY, WEIGHTS, read_synthetic_model
 
 N_FEATURES, DIMENSION = 4, 3
@@ -134,3 +136,27 @@ def test_damaged_folders(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps(content))
     with pytest.raises(RequestError, match="has no entry hidden_dim"):
         read_synthetic_model(tmp_path)
+
+
+def test_recipes_of_the_command_line(tmp_path):
+    assert Verify(recipe="synth-sae-bench", n=128, d=16).world() == synth_sae_bench(128, 16)
+    other = Verify(recipe="synth-sae-bench-unscaled", n=128, d=16).world()
+    assert other == synth_sae_bench(128, 16, scale_children=False)
+    folder = str(write(tmp_path / "model"))
+    assert Verify(recipe=folder).world() == read_synthetic_model(folder)
+    Verify(recipe=folder).refuse_idle()
+    Verify(recipe="synth-sae-bench", n=256).refuse_idle()
+    for options, message in (
+        ({"recipe": "nowhere"}, "no such folder; named recipes are synth-sae-bench"),
+        ({"recipe": str(tmp_path)}, "no saved SyntheticModel"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            Verify(**options).world()
+    for options, message in (
+        ({"recipe": folder, "n": 99}, "--n belongs to a named recipe"),
+        ({"recipe": "synth-sae-bench", "s": (4,)}, "--s belongs to a world of your own"),
+        ({"recipe": "synth-sae-bench", "noise": 0.1}, "--noise belongs to a world of your own"),
+        ({"recipe": "synth-sae-bench", "activations": tmp_path}, "--recipe belongs to a world"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            Verify(**options).refuse_idle()
