@@ -32,7 +32,7 @@ VALIDATION_SEED = 100
 BUDGETS = {
     "tiny": Budget(n=128, d=32, batch=256, steps=40, learning_rate=5e-3, samples=1_000, trials=2),
     "reduced": Budget(n=256, d=64, batch=512, steps=600, learning_rate=5e-3),
-    "full": Budget(n=1_024, d=128, batch=1_024, steps=5_000, learning_rate=3e-3, samples=20_000),
+    "full": Budget(n=1_024, d=128, batch=1_024, steps=2_500, learning_rate=3e-3, samples=20_000),
 }
 REDUCED_WORLDS = ("mixture", "zipf", "synth-sae-bench")
 CRITERIA = {
