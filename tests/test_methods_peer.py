@@ -220,7 +220,7 @@ def expected(name: str, answers: dict[str, dict[str, Tensor]]) -> dict[str, Tens
 
 
 def deviations(step: Step, wanted: dict[str, Tensor]) -> dict[str, float]:
-    """max abs(ours - theirs) / max abs(theirs) of the loss, the objective (the reference knows it) and each gradient."""
+    """Largest deviation over the largest value: of the loss, the objective (the reference knows it), each gradient."""
     loss, objective = (torch.tensor(value or 0.0, dtype=torch.float64) for value in (step.loss, step.objective))
     ours = {"loss": loss} | ({} if step.objective is None else {"objective": objective}) | step.gradients.tensors()
     assert ours.keys() >= wanted.keys() - {"objective"}
