@@ -37,7 +37,7 @@ RESULT, CHECKPOINT, FIT, WORLD = (
 )
 
 
-MEASURES = 3
+MEASURES = 4
 """Raised whenever a cell's tables gain or lose a column, so that a figure never meets a cell without it."""
 
 

@@ -12,7 +12,7 @@ from simulator.sae import encode
 from simulator.training import prepare
 from theory.absorption import absorption
 from theory.baselines import reference_rows
-from theory.benchmark import benchmark_scores
+from theory.benchmark import benchmark_scores, feature_scores
 from theory.codes import CodeMetrics, code_metrics, normalised
 from theory.explain import explain
 from theory.geometry import Recovery, check
@@ -57,10 +57,11 @@ def judge(cell: Cell, outcome: Fit, source: Any) -> tuple[dict[str, Any], list[d
         )
         judged = code_metrics(codes, outcome.a, outcome.W, outcome.b_pre, X, H, recovery, V=drawn.V)
         scores = benchmark_scores(codes, outcome.a, outcome.W, outcome.b_pre, X, H, drawn.V, recovery, judged)
-        metrics = {**recovery.summary(), **judged.summary(), **scores.summary()}
+        every = feature_scores(recovery, judged, frequencies=law)
+        metrics = {**recovery.summary(), **judged.summary(), **scores.summary(), **every.summary()}
         if cell.world is not None and cell.world.hierarchy is not None:
             parents = cell.world.hierarchy.parents
-            metrics |= absorption(codes, outcome.W, H, drawn.V, parents, recovery=recovery).summary()
+            metrics |= absorption(codes, outcome.W, H, drawn.V, parents, recovery).summary()
         scores = neuron_scores(X, outcome.W, outcome.b, outcome.b_pre, codes)
         tables |= {
             "features": features_table(recovery, judged),

@@ -91,13 +91,13 @@ def test_impossible_questions(options, message):
 
 
 def test_digest_shows_a_matched_value_only_where_it_was_reached():
-    base = {"world": "mixture", "M": 64, "seed": 0, "mcc": 0.5, "seconds": 1.0, "knob": 1.0, "true L0": 4.0}
+    base = {"world": "mixture", "M": 64, "seed": 0, "benchmark_mcc": 0.5, "seconds": 1.0, "knob": 1.0, "true L0": 4.0}
     table = pd.DataFrame(
         [
-            base | {"method": "BA", "point": "best", "frr_090": 0.9, "mean_l0": 8.0},
-            base | {"method": "BA", "point": "matched L0", "frr_090": 0.7, "mean_l0": 4.5},
-            base | {"method": "L1", "point": "best", "frr_090": 0.3, "mean_l0": 9.0},
-            base | {"method": "L1", "point": "matched L0", "frr_090": 0.2, "mean_l0": 6.0},
+            base | {"method": "BA", "point": "best", "feature_frr_090": 0.9, "benchmark_l0": 8.0},
+            base | {"method": "BA", "point": "matched L0", "feature_frr_090": 0.7, "benchmark_l0": 4.5},
+            base | {"method": "L1", "point": "best", "feature_frr_090": 0.3, "benchmark_l0": 9.0},
+            base | {"method": "L1", "point": "matched L0", "feature_frr_090": 0.2, "benchmark_l0": 6.0},
         ]
     )
     told = digest(summary(table)).set_index("method")

@@ -1,56 +1,84 @@
-"""Absorption, hedging and splitting, measured against a planted hierarchy.
+"""Absorption, hedging and splitting of features, measured against a planted hierarchy.
 
-Where a child feature occurs only with its parent, a sparse autoencoder can save an active neuron: the child's neuron
-takes over the parent's direction and the parent's neuron falls silent (absorption, Chanin et al. 2024,
-arXiv:2409.14507). A dictionary that is too narrow does the opposite: one neuron stands for the parent with a part of
-its children (hedging, Chanin et al. 2025, arXiv:2505.11756). With V and H known both can be measured instead of guessed
-with probes.
-
-The neuron of a feature is the one of largest signed cosine with it, where that exceeds tau. For a parent p and its
-children c, all of them features that have a neuron of their own:
-
-    absorbed      samples in which p and some c are active, p's neuron is silent and the neuron of an active c fires,
-                  as a share of the samples in which p and some c are active
-    excess        silence of p's neuron where p and some c are active, less its silence where p is active without any
-                  child (only those with a neuron count as children): what the children add to ordinary misses
-    leak          cos(w_c, v_p) - cos(v_c, v_p), the parent's direction written into the child's neuron
-    hedging       cos(w_p, v_c) - cos(v_p, v_c), the child's direction written into the parent's neuron
+Where a child feature occurs with its parent only, a sparse network saves a neuron per sample by writing the parent's
+direction into the child's decoder row and leaving the parent's neuron silent: the child absorbs the parent (Chanin et
+al. 2024, arXiv:2409.14507). A network too narrow for both mixes the child into the parent's neuron instead: hedging
+(Chanin et al. 2025, arXiv:2505.11756). A feature with several neurons is split.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy import sparse
 
 from simulator.errors import RequestError
-from theory.geometry import Recovery, check
-from theory.validation import dictionary, matrix, share, size, sparse_matrix, unit_rows
+from theory.cosines import pair_cosines
+from theory.geometry import Recovery
+from theory.validation import dictionary, matrix, share, size, sparse_matrix, unit_rows, vector
 
 
 @dataclass(frozen=True)
 class Absorption:
-    """Means over parents (or edges parent-child) whose features have neurons; None where there are none."""
+    """Measured on N samples; arrays have one entry per feature, NaN where it is not defined.
 
-    parents: int
-    """Parents that have a neuron, and a child with a neuron that is not the same."""
-    edges: int
-    """Pairs of such a parent and such a child."""
-    absorption_rate: float | None
-    excess_silence: float | None
-    leak: float | None
-    hedging: float | None
-    splitting: float | None
-    """Neurons at a cosine above tau whose best feature is this one, mean over the features that have one (1: none is
-    split)."""
-    duplicates: float | None
-    """Share of the neurons at a cosine above tau that are not the only one of their feature's."""
-    shared: float | None
-    """Share of the edges, both features above tau, on which one and the same neuron is the best of both."""
+    A feature HAS A NEURON if its neuron of largest signed cosine is above tau and active on some sample. Feature and
+    neuron are active where coefficient and code are not 0. Let i be a parent with a neuron:
+
+        silence_with_child    = share of the samples with i and some child of it in which i's neuron is silent,
+        silence_without_child = the same among the samples with i and without any child,
+        rate                  = share of the samples with i and some child in which i's neuron is silent while the
+                                neuron of a child that is present fires,
+        excess_silence        = silence_with_child - silence_without_child.
+
+    A neuron that is bad in general is silent in both cases; one whose feature is absorbed only with a child.
+    """
+
+    tau: float
+    parents: Int[np.ndarray, " parents"]
+    """The features that have a child."""
+    has_neuron: Shaped[np.ndarray, " n"]
+    rate: Float[np.ndarray, " n"]
+    silence_with_child: Float[np.ndarray, " n"]
+    silence_without_child: Float[np.ndarray, " n"]
+    leak: Float[np.ndarray, " n"]
+    """Per child j of i: cos(w of j's neuron, v_i) - cos(v_j, v_i), what absorption writes into the child's row. For
+    children that have a neuron, another one than their parent's."""
+    hedging: Float[np.ndarray, " n"]
+    """Per child j of i: cos(w of i's neuron, v_j) - cos(v_i, v_j), for parents that have a neuron, whether or not the
+    child has one."""
+    shared: Float[np.ndarray, " n"]
+    """Per child that has a neuron, as its parent has: 1 if it is the same one, else 0."""
+    neurons: Int[np.ndarray, " n"]
+    """Alive neurons (active on some sample) whose best feature it is, at a signed cosine above tau."""
+    alive: int
+
+    @property
+    def excess_silence(self) -> Float[np.ndarray, " n"]:
+        """silence_with_child - silence_without_child."""
+        return self.silence_with_child - self.silence_without_child
 
     def summary(self) -> dict[str, float | int | None]:
-        """One table row, keys as the fields."""
-        return dict(vars(self))
+        """One table row of plain numbers: means over the parents or children for which the value is defined.
+
+        `splitting` is the mean number of neurons over the features that have some, `duplicates` the share of the
+        alive neurons that are further neurons of a feature that has one. None where nothing is defined, for example
+        where no parent has a neuron.
+        """
+        split = self.neurons[self.neurons > 0]
+        return {
+            "absorption_rate": _mean(self.rate),
+            "absorption_silence_with_child": _mean(self.silence_with_child),
+            "absorption_silence_without_child": _mean(self.silence_without_child),
+            "absorption_excess_silence": _mean(self.excess_silence),
+            "absorption_leak": _mean(self.leak),
+            "absorption_hedging": _mean(self.hedging),
+            "absorption_shared": _mean(self.shared),
+            "absorption_parents": len(self.parents),
+            "absorption_parents_with_neuron": int(self.has_neuron[self.parents].sum()),
+            "splitting": _mean(split),
+            "duplicates": float((split - 1).sum() / self.alive) if self.alive else None,
+        }
 
 
 def absorption(
@@ -59,100 +87,125 @@ def absorption(
     H: sparse.csr_array | sparse.csr_matrix,
     V: Shaped[np.ndarray, "..."],
     parents: Shaped[np.ndarray, "..."],
-    *,
+    recovery: Recovery,
     tau: float = 0.5,
-    recovery: Recovery | None = None,
 ) -> Absorption:
-    """Measure a network's codes and dictionary against a hierarchy.
+    """Measure what a hierarchy does to a network; sparse throughout.
 
     Args:
-        codes: (N, M), a neuron fires where the entry is not 0. W: (M, d). H: (N, n), a feature is active where the
-            entry is above 0. V: (n, d).
-        parents: (n,), the parent of each feature, -1 for none; `simulator.Hierarchy.parents`.
-        tau: cosine above which a neuron stands for a feature.
-        recovery: `check(V, W)` where it is at hand.
+        codes: (N, M), phi_m(x). W: (M, d). H: (N, n), true coefficients. V: (n, d).
+        parents: (n,), the parent of each feature, -1 for none (`Hierarchy.parents`).
+        recovery: `check(V, W)`.
+        tau: signed cosine above which a neuron belongs to a feature. The default is low on purpose: a child's row
+            that has absorbed its parent in full is at cosine 0.71 with an orthogonal child.
 
     Raises:
-        RequestError: arrays that do not fit each other, or a parent that is no feature.
+        RequestError: shapes that do not fit together, NaN or infinite entries, parents that are no features, a tau
+            outside [-1, 1].
     """
-    V = dictionary("V", V)
-    n = len(V)
-    W = matrix("W", W, columns=V.shape[1])
-    share("tau", tau)
-    parents = np.asarray(parents)
-    if parents.shape != (n,) or not np.issubdtype(parents.dtype, np.integer):
-        raise RequestError(f"parents has shape {parents.shape}; it must be {n} whole numbers, one per feature")
-    if n and (parents.max() >= n or (parents == np.arange(n)).any()):
-        raise RequestError(f"parents names feature {parents.max()} or a feature itself; -1 stands for none")
-    codes = sparse_matrix("codes", codes, (None, len(W)))
-    H = sparse_matrix("H", H, (size(codes)[0], n))
-    recovery = recovery or check(V, W, assignment=False, chance_draws=1)
-    neuron = np.where(recovery.feature_cosine > tau, recovery.feature_neuron, -1)
-    child = np.flatnonzero(parents >= 0)
-    both = child[(neuron[child] >= 0) & (neuron[parents[child]] >= 0)]
-    shared = neuron[both] == neuron[parents[both]]
-    edges = both[~shared]
-    features, directions = unit_rows(V), unit_rows(W)
-    silent, absorbed, alone = _silences(codes, H, neuron, edges, parents)
-    leak = hedging = None
-    if len(edges):
-        up = parents[edges]
-        apart = np.einsum("ij,ij->i", features[edges], features[up])
-        leak = float((np.einsum("ij,ij->i", directions[neuron[edges]], features[up]) - apart).mean())
-        hedging = float((np.einsum("ij,ij->i", directions[neuron[up]], features[edges]) - apart).mean())
-    good = recovery.neuron_cosine > tau
-    owners = np.bincount(recovery.neuron_feature[good], minlength=n)
-    held = owners[owners > 0]
+    tau, n = share("tau", tau), recovery.n
+    V = dictionary("V", V, columns=recovery.d)
+    if len(V) != n:
+        raise RequestError(f"V has {len(V)} rows, the recovery {n} features; give the V of the check")
+    W = matrix("W", W, rows=recovery.M, columns=recovery.d)
+    above = _parents(parents, n)
+    codes = sparse_matrix("codes", codes, (None, recovery.M))
+    fires = _present(codes)
+    occurs = _present(sparse_matrix("H", H, (size(codes)[0], n)))
+    active = np.bincount(fires.indices, minlength=recovery.M) > 0
+    neuron = recovery.feature_neuron
+    has_neuron = (recovery.feature_cosine > tau) & (neuron >= 0) & active[neuron]
+    children = np.flatnonzero(above >= 0)
+    mothers = np.unique(above[children])
+    rate, with_child, without_child = _silences(fires, occurs, above, neuron, has_neuron)
+
+    features, rows = unit_rows(V), unit_rows(W)
+    leak, hedging, shared = (np.full(n, np.nan) for _ in range(3))
+    both = children[has_neuron[children] & has_neuron[above[children]]]
+    shared[both] = neuron[both] == neuron[above[both]]
+    own = children[has_neuron[children]]
+    own = own[shared[own] != 1]
+    leak[own] = pair_cosines(rows, features, neuron[own], above[own])
+    leak[own] -= pair_cosines(features, features, own, above[own])
+    led = children[has_neuron[above[children]]]
+    hedging[led] = pair_cosines(rows, features, neuron[above[led]], led)
+    hedging[led] -= pair_cosines(features, features, above[led], led)
+
+    theirs = active & (recovery.neuron_cosine > tau) & (recovery.neuron_feature >= 0)
     return Absorption(
-        parents=len(np.unique(parents[edges])),
-        edges=len(edges),
-        absorption_rate=_mean(absorbed),
-        excess_silence=_mean(silent - alone),
+        tau=tau,
+        parents=mothers,
+        has_neuron=has_neuron,
+        rate=rate,
+        silence_with_child=with_child,
+        silence_without_child=without_child,
         leak=leak,
         hedging=hedging,
-        splitting=float(held.mean()) if len(held) else None,
-        duplicates=float(1 - (held == 1).sum() / held.sum()) if len(held) else None,
-        shared=float(shared.mean()) if len(both) else None,
+        shared=shared,
+        neurons=np.bincount(recovery.neuron_feature[theirs], minlength=n),
+        alive=int(active.sum()),
     )
 
 
-def _mean(values: Float[np.ndarray, " parents"]) -> float | None:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else None
+def _silences(fires, occurs, above, neuron, has_neuron) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per feature: rate, silence with and without a child; NaN where it is no parent with a neuron, or never so."""
+    n = len(above)
+    children = np.flatnonzero(above >= 0)
+    children = children[has_neuron[above[children]]]
+    chosen, place = np.unique(above[children], return_inverse=True)
+    rate, with_child, without_child = (np.full(n, np.nan) for _ in range(3))
+    if not chosen.size:
+        return rate, with_child, without_child
+    parent, heard = occurs[:, chosen], fires[:, neuron[chosen]]
+    child = occurs[:, children]
+    joined = parent.multiply(_any(child, place, chosen.size))
+    samples, samples_with = _counts(parent), _counts(joined)
+    heard_at_all, heard_with = _counts(parent.multiply(heard)), _counts(joined.multiply(heard))
+    # A child's neuron that is also the parent's never fires where the parent's is silent: no need to leave it out.
+    able = np.flatnonzero(has_neuron[children])
+    answered = _any(child[:, able].multiply(fires[:, neuron[children[able]]]), place[able], chosen.size)
+    answered = joined.multiply(answered)
+    absorbed = _counts(answered) - _counts(answered.multiply(heard))
+    rate[chosen] = _ratio(absorbed, samples_with)
+    with_child[chosen] = _ratio(samples_with - heard_with, samples_with)
+    alone = samples - samples_with
+    without_child[chosen] = _ratio(alone - (heard_at_all - heard_with), alone)
+    return rate, with_child, without_child
 
 
-def _silences(codes, H, neuron: np.ndarray, edges: np.ndarray, parents: np.ndarray):
-    """Per parent: silence with an active child, share absorbed, silence without a child; NaN where it never is so."""
-    fires = sparse.csc_array(codes)
-    active = sparse.csc_array(H)
-    N = size(fires)[0]
-    found = []
-    for p in np.unique(parents[edges]).tolist():
-        there = _rows(active, p, N, positive=True)
-        own = _rows(fires, int(neuron[p]), N)
-        with_child = np.zeros(N, dtype=bool)
-        taken = np.zeros(N, dtype=bool)
-        for c in edges[parents[edges] == p].tolist():
-            present = _rows(active, c, N, positive=True) & there
-            with_child |= present
-            taken |= present & _rows(fires, int(neuron[c]), N)
-        lone = there & ~with_child
-        found.append(
-            (_share(~own, with_child), _share(~own & taken, with_child), _share(~own, lone))
-        )  # fmt: skip
-    table = np.array(found, dtype=np.float64).reshape(-1, 3)
-    return table[:, 0], table[:, 1], table[:, 2]
+def _parents(value, n: int) -> np.ndarray:
+    given = vector("parents", value, n)
+    above = given.astype(np.int64)
+    wrong = np.flatnonzero((above != given) | (above < -1) | (above >= n) | (above == np.arange(n)))
+    if wrong.size:
+        raise RequestError(
+            f"parents[{wrong[0]}] = {given[wrong[0]]:g}; another feature 0 to {n - 1} is needed, or -1 for no parent"
+        )
+    return above
 
 
-def _rows(table: sparse.csc_array, column: int, N: int, *, positive: bool = False) -> np.ndarray:
-    """Rows in which a column has an entry that is not 0 (above 0), as a mask."""
-    part = slice(table.indptr[column], table.indptr[column + 1])
-    values = table.data[part]
-    mask = np.zeros(N, dtype=bool)
-    mask[table.indices[part][values > 0 if positive else values != 0]] = True
-    return mask
+def _present(csr: sparse.csr_array) -> sparse.csr_array:
+    """1 for every stored entry."""
+    return sparse.csr_array((np.ones(csr.nnz, dtype=np.int32), csr.indices, csr.indptr), shape=csr.shape)
 
 
-def _share(hit: np.ndarray, among: np.ndarray) -> float:
-    count = int(among.sum())
-    return int((hit & among).sum()) / count if count else np.nan
+def _any(table, group: np.ndarray, groups: int) -> sparse.csr_array:
+    """(N, groups): 1 where some column of the group holds an entry."""
+    members = sparse.csr_array(
+        (np.ones(len(group), dtype=np.int32), (np.arange(len(group)), group)), shape=(len(group), groups)
+    )
+    return _present(sparse.csr_array(table @ members))
+
+
+def _counts(table) -> np.ndarray:
+    csr = sparse.csr_array(table)
+    return np.bincount(csr.indices, minlength=size(csr)[1])
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else None
