@@ -1,6 +1,6 @@
 """Command compare: every method on every world at every width, tuned alike, judged by the truth.
 
-1. tune: every method tries as many values of its one knob, on a validation seed;
+1. tune: every method tries five values of its one knob on a validation seed, three far apart and two around the best;
 2. choose: its own best value, and the value that gives the L0 of a perfect dictionary (interpolated in the logarithms
    of knob and L0);
 3. compete: both, on seeds that tuning has not seen, with equal samples and batches.
@@ -132,18 +132,23 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
     def compute(stage: str, labelled: list) -> list[Finished]:
         return _computed(stage, labelled, store, workers, progress)
 
-    trials = [
-        (label(world, method, M) | {"knob": value}, cell(asked, world, method, M, value, VALIDATION_SEED))
-        for world, method, M in asked.entries()
-        if not CONTENDERS[method].pilot
-        for value in CONTENDERS[method].values(asked.world(world), M, asked.budget.trials)
-    ]
+    def attempt(entry: tuple[str, str, int], value: float) -> tuple[dict[str, Any], Cell]:
+        world, method, M = entry
+        return label(world, method, M) | {"knob": value}, cell(asked, world, method, M, value, VALIDATION_SEED)
+
+    tuned = [entry for entry in asked.entries() if not CONTENDERS[entry[1]].pilot]
+    trials = [attempt(entry, value) for entry in tuned for value in first_values(asked, *entry)]
     tuning = table_of(compute("tuning", trials))
+    for entry in tuned:
+        mine = rows_of(tuning, *entry)
+        more = CONTENDERS[entry[1]].refined(list(mine["knob"]), own_best(mine, asked.criterion), entry[2])
+        trials += [attempt(entry, value) for value in more]
+    tuning = table_of(compute("tuning, second round", trials))
     finals = []
     for world, method, M in asked.entries():
         points = {"best": 0.0}
         if not CONTENDERS[method].pilot:
-            mine = tuning[(tuning["world"] == world) & (tuning["method"] == method) & (tuning["M"] == M)]
+            mine = rows_of(tuning, world, method, M)
             wanted = perfect_l0(asked.world(world), M)
             points = {
                 "best": own_best(mine, asked.criterion),
@@ -168,6 +173,17 @@ def label(world: str, method: str, M: int) -> dict[str, Any]:
     return {"world": world, "method": method, "M": M}
 
 
+def rows_of(table: pd.DataFrame, world: str, method: str, M: int) -> pd.DataFrame:
+    """The rows of one competitor."""
+    return table[(table["world"] == world) & (table["method"] == method) & (table["M"] == M)]
+
+
+def first_values(asked: Question, world: str, method: str, M: int) -> list[float]:
+    """The knob values of the first round, as a person can type them."""
+    found = CONTENDERS[method].values(asked.world(world), M, asked.budget.trials)
+    return list(dict.fromkeys(float(f"{value:.4g}") for value in found))
+
+
 def cell(asked: Question, world: str, method: str, M: int, value: float, seed: int) -> Cell:
     """The run of a method at a value of its knob."""
     law = asked.world(world)
@@ -188,7 +204,7 @@ def matched(trials: pd.DataFrame, wanted: float, whole: bool, M: int) -> float:
     """The knob value whose L0 should be `wanted`: log L0 is interpolated in log knob.
 
     Where `wanted` lies outside what the trials reached, the line through the two nearest of them is followed, at most
-    to four times (or a quarter of) the last value tried.
+    to four times (or a quarter of) the last value tried. Within what the method can take.
     """
     known = trials[(trials["mean_l0"] > 0) & trials["mean_l0"].notna()].sort_values("knob")
     if whole:  # the L0 of TopK is its k
@@ -206,8 +222,8 @@ def matched(trials: pd.DataFrame, wanted: float, whole: bool, M: int) -> float:
     share = (goal - l0[at]) / rise if abs(rise) > 1e-9 else 0.0
     value = knob[at] + share * (knob[at + 1] - knob[at])
     value = min(max(value, knob[0] - np.log(4)), knob[-1] + np.log(4))
-    target = trials["method"].iloc[0] in ("BA", "GBA", "GBA two-sided")  # a share of the samples
-    return float(min(np.exp(value), 0.9) if target else np.exp(value))
+    low, high = CONTENDERS[trials["method"].iloc[0]].ends(M)
+    return float(min(max(np.exp(value), low), high))
 
 
 def _computed(
@@ -247,11 +263,13 @@ def _forecast(asked: Question, store: Path, workers: Workers) -> str:
     """Time and memory of what is missing. Values that tuning will choose are stood in for by the middle one."""
     cells = []
     for world, method, M in asked.entries():
-        law, contender = asked.world(world), CONTENDERS[method]
-        values = contender.values(law, M, asked.budget.trials)
-        trials = [] if contender.pilot else [(value, VALIDATION_SEED) for value in values]
-        points = 1 if contender.pilot else 2
-        later = [(values[len(values) // 2] * (1 + point / 7), seed) for point in range(points) for seed in asked.seeds]
+        contender = CONTENDERS[method]
+        values = first_values(asked, world, method, M)
+        middle = values[len(values) // 2]
+        second = [] if contender.pilot else contender.refined(values, middle, M)
+        trials = [] if contender.pilot else [(value, VALIDATION_SEED) for value in (*values, *second)]
+        points = [middle] if contender.pilot else (second or values)[:2]
+        later = [(value, seed) for value in points for seed in asked.seeds]
         cells += [({}, cell(asked, world, method, M, value, seed)) for value, seed in trials]
         cells += [({}, cell(asked, world, method, M, value, seed)) for value, seed in later]
     labelled = [(one, item, item.config()) for one, item in cells]

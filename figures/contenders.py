@@ -5,7 +5,7 @@ constant: networks that select the largest pre-activations start at output scale
 at the small scale at which each did better in a first look (`Contender.start_scale`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class Budget:
         batch, steps: samples per step and steps; batch * steps samples in all, a pilot run's included.
         learning_rate, decay: as in `Training`.
         samples: fresh samples on which codes are judged.
-        trials: knob values that every method may try on the validation seed.
+        trials: knob values that every method tries at first on the validation seed; two more follow around the best.
     """
 
     n: int
@@ -51,7 +51,7 @@ class Budget:
     learning_rate: float
     decay: float = 0.2
     samples: int = 10_000
-    trials: int = 5
+    trials: int = 3
 
 
 def _worlds() -> dict[str, tuple[str, Callable[[int, int], World]]]:
@@ -108,6 +108,28 @@ class Contender:
     pilot: bool = False
     whole: bool = False
     """Whether the knob is a whole number."""
+    ends: Callable[[int], tuple[float, float]] = lambda M: (0.0, np.inf)
+    """M -> least and largest value that the method can take."""
+
+    def refined(self, tried: Sequence[float], best: float, M: int) -> list[float]:
+        """Two more values: half way (in logarithm) to both neighbours of the best one; where it is the first or last
+        of those tried, a whole step further out on that side. Fewer where the method has no others."""
+        known = sorted(set(tried))
+        at = known.index(best)
+        # Ratios to the neighbours; None where there is none.
+        down = best / known[at - 1] if at else None
+        up = known[at + 1] / best if at + 1 < len(known) else None
+        step = down or up or 2.0
+        wanted = [best / (down**0.5 if down else step), best * (up**0.5 if up else step)]
+        # What takes the place of one that was tried already, or that the method cannot take.
+        spare = [best * step**power for power in (-0.25, 0.25, -0.75, 0.75, -1, 1, -2, 2, -3, 3)]
+        low, high = self.ends(M)
+        found: list[float] = []
+        for value in (*wanted, *spare):
+            value = float(round(value)) if self.whole else float(f"{value:.4g}")
+            if low <= value <= high and value > 0 and value not in known and value not in found:
+                found.append(value)
+        return found[:2]
 
     def training(self, value: float, world: World, M: int, budget: Budget) -> Training:
         """The training at a value of the knob."""
@@ -133,7 +155,7 @@ def _whole_around_l0(world: World, M: int, trials: int) -> list[float]:
     values: list[float] = []
     for value in _around_l0(world, M, trials):
         values.append(float(max(1, round(value), *(int(v) + 1 for v in values))))
-    return [min(value, float(M)) for value in values]
+    return sorted({min(value, float(M)) for value in values})
 
 
 def _targets_of_ba(world: World, M: int, trials: int) -> list[float]:
@@ -146,28 +168,36 @@ GROUPS, LOWEST = 10, 1e-3
 """Of GBA: the paper's number of groups and lowest target of its language-model runs."""
 
 
+def _range(M: int) -> tuple[float, float]:
+    return 2 * LOWEST, 0.9
+
+
 DEAD_AFTER = 25_000
 """Samples without activation after which the auxiliary loss of the TopK family takes a neuron up."""
 
 
 CONTENDERS: dict[str, Contender] = {
-    "BA": Contender("target p", _targets_of_ba, lambda p, world, M: BA(p)),
-    "GBA": Contender("highest target", _ladder(0.02, 0.5), lambda htf, world, M: GBA(htf, LOWEST, GROUPS)),
+    "BA": Contender("target p", _targets_of_ba, lambda p, world, M: BA(p), ends=lambda M: (1e-5, 0.9)),
+    "GBA": Contender(
+        "highest target", _ladder(0.02, 0.5), lambda htf, world, M: GBA(htf, LOWEST, GROUPS), ends=_range
+    ),
     "GBA two-sided": Contender(
-        "highest target", _ladder(0.02, 0.5), lambda htf, world, M: GBA(htf, LOWEST, GROUPS, TwoSided())
+        "highest target", _ladder(0.02, 0.5), lambda htf, world, M: GBA(htf, LOWEST, GROUPS, TwoSided()), ends=_range
     ),
     "GBA data-driven": Contender(
         "", lambda world, M, trials: [0.0], lambda value, world, M: GBA(0.1, LOWEST, GROUPS), pilot=True
     ),
     "TopK": Contender(
         "k", _whole_around_l0, lambda k, world, M: TopK(int(k), world.d // 2, dead_after=DEAD_AFTER),
-        start_scale=1.0, whole=True,
+        start_scale=1.0, whole=True, ends=lambda M: (1.0, M),
     ),
     "BatchTopK": Contender(
-        "k", _around_l0, lambda k, world, M: BatchTopK(k, world.d // 2, dead_after=DEAD_AFTER), start_scale=1.0
+        "k", _around_l0, lambda k, world, M: BatchTopK(k, world.d // 2, dead_after=DEAD_AFTER), start_scale=1.0,
+        ends=lambda M: (0.05, M),
     ),
     "Matryoshka": Contender(
-        "k", _around_l0, lambda k, world, M: Matryoshka(k, world.d // 2, dead_after=DEAD_AFTER), start_scale=1.0
+        "k", _around_l0, lambda k, world, M: Matryoshka(k, world.d // 2, dead_after=DEAD_AFTER), start_scale=1.0,
+        ends=lambda M: (0.05, M),
     ),
     # Window and start of the thresholds as in the source, on the scale of unit-norm inputs: one coordinate's size.
     "JumpReLU": Contender(

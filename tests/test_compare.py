@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from figures.cli import main
-from figures.compare import VALIDATION_SEED, cell, digest, matched, own_best, question, summary
+from figures.compare import (
+    VALIDATION_SEED,
+    cell,
+    digest,
+    first_values,
+    matched,
+    own_best,
+    question,
+    summary,
+)
 from figures.contenders import CONTENDERS, WORLDS, perfect_l0
 from figures.run_options import Compare
 from simulator import BA, GBA, RequestError, TopK
@@ -48,9 +57,13 @@ def test_every_method_gets_the_same_budget_and_its_own_number_of_trials(world):
     law = asked.world(world)
     for _, method, M in asked.entries():
         contender = CONTENDERS[method]
-        values = contender.values(law, M, 5)
-        assert len(values) == (1 if contender.pilot else 5)
+        values = first_values(asked, world, method, M)
         assert values == sorted(values)
+        for best in values if not contender.pilot else ():
+            more = contender.refined(values, best, M)
+            # Five trials for everybody, but where a whole k or a limit leaves no others.
+            assert len({*values, *more}) == len(values) + len(more) == 5 or contender.whole
+            values = [*values, *more] if best == values[-1] else values
         for value in values:
             training = cell(asked, world, method, M, value, 0).training
             assert (training.steps, training.batch, training.neurons) == (600, 512, M)
@@ -64,6 +77,21 @@ def test_whole_knobs_differ():
     values = CONTENDERS["TopK"].values(law, 256, 5)
     assert len(set(values)) == 5
     assert [TopK(int(k)).k for k in values] == [2, 3, 4, 5, 6]
+
+
+def test_second_round_looks_around_the_best_and_beyond_the_ends():
+    contender = CONTENDERS["L1"]
+    assert contender.refined([0.01, 0.04, 0.16], 0.04, 64) == [0.02, 0.08]
+    assert contender.refined([0.01, 0.04, 0.16], 0.16, 64) == [0.08, 0.64]
+    assert contender.refined([0.01, 0.04, 0.16], 0.01, 64) == [0.0025, 0.02]
+    whole = CONTENDERS["TopK"]
+    assert whole.refined([2.0, 4.0, 6.0], 4.0, 64) == [3, 5]
+    assert whole.refined([1.0, 2.0, 3.0], 1.0, 64)[0] > 3  # nothing below, 2 is known
+    assert whole.refined([1.0, 2.0, 3.0], 1.0, 3) == []
+    # A share cannot leave the unit interval: something nearer takes its place.
+    below, near = CONTENDERS["BA"].refined([0.1, 0.3, 0.9], 0.9, 64)
+    assert 0.3 < below < 0.9
+    assert 0.3 < near < 0.9
 
 
 def test_methods_are_what_their_names_say():
@@ -130,7 +158,7 @@ def test_command_end_to_end(tmp_path, command):
     assert (table["samples"] == 1_000).all()
     piloted = table[table["method"] == "GBA data-driven"]
     assert (piloted["steps"] * 256 + piloted["pilot_samples"] == 40 * 256).all()
-    assert len(pd.read_csv(folder / "tuning.csv")) == 2 * 2 * 2
+    assert len(pd.read_csv(folder / "tuning.csv")) == 2 * 2 * (2 + 2)
     bounds = pd.read_csv(folder / "bounds.csv").query("world == 'mixture'").set_index("row")
     assert float(bounds["FRR 0.9"]["true dictionary"]) == 1
     assert float(bounds["F1, all features"]["logistic probe"]) > 0.6
