@@ -317,7 +317,7 @@ def _written(
     for name, part in (("table", table), ("tuning", tuning), ("summary", short), ("bounds", bounds)):
         write_csv(folder / f"{name}.csv", part)
     for suffix in ("png", "pdf"):
-        draw_compare(table, bounds, asked.budget.n, folder / f"compare.{suffix}")
+        draw_compare(table, short, bounds, asked.budget.n, folder / f"compare.{suffix}")
     result = plain(
         {
             "config": config, "fingerprint": fingerprint(config), "size": options.size, "budget": vars(asked.budget),

@@ -18,11 +18,12 @@ def _mean(values: pd.Series) -> tuple[float, float]:
     return float(numbers.mean()), float(half)
 
 
-def draw_compare(table: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) -> None:
+def draw_compare(table: pd.DataFrame, short: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) -> None:
     """FRR at 0.9 per method: filled at its own best, open at matched L0, over what the width allows.
 
     Args:
-        table: one row per run. bounds: unused by the recovery panels but for the classical rows.
+        table: one row per run. short: its summary, which says whether an L0 is the matched one ("x" where it is not).
+        bounds: unused by the recovery panels but for the classical rows.
         n: number of features; M / n of them is the most that M neurons can hold.
     """
     worlds, widths = list(dict.fromkeys(table["world"])), sorted(set(table["M"]))
@@ -30,6 +31,9 @@ def draw_compare(table: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) 
     classical = [row for row in dict.fromkeys(bounds["row"]) if row not in ("true dictionary", "logistic probe")]
     classical = [row for row in classical if bounds[bounds["row"] == row]["FRR 0.9"].notna().any()]
     names = methods + classical
+    aimed = short[short["point"] == "matched L0"]
+    matches = zip(aimed["world"], aimed["method"], aimed["M"], aimed["L0 matched"] == "yes", strict=True)
+    near = {(world, method, M): matched for world, method, M, matched in matches}
     height = 0.5 + 0.17 * len(names)
     figure, panels = new_figure(len(widths), len(worlds), width=2.9, height=height)
     panels = np.asarray(panels).reshape(len(widths), len(worlds))
@@ -46,7 +50,8 @@ def draw_compare(table: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) 
                 for point, shift, fill in (("matched L0", 0.17, "white"), ("best", -0.17, colour)):
                     mean, half = _mean(here[(here["method"] == method) & (here["point"] == point)]["frr_090"])
                     ends = [[min(half, mean)], [min(half, 1 - mean)]] if half > 0 else None
-                    axis.errorbar(mean, k + shift, xerr=ends, fmt="o", ms=3.5, lw=0.9, color=colour, mfc=fill)
+                    mark, size = ("o", 3.5) if point == "best" or near.get((world, method, M)) else ("x", 3)
+                    axis.errorbar(mean, k + shift, xerr=ends, fmt=mark, ms=size, lw=0.9, color=colour, mfc=fill)
             before = _mean(here["frr_090_untrained"])[0]
             axis.axvline(min(1.0, M / n), color=LIGHT, lw=1)
             axis.axvline(before, color=LIGHT, lw=1, ls=":")
@@ -61,7 +66,7 @@ def draw_compare(table: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) 
             if i == len(widths) - 1:
                 axis.set_xlabel("features recovered, cosine > 0.9", fontsize=7)
     told = (
-        f"filled: own best; open: matched L0; 95 % intervals over {table['seed'].nunique()} seeds; "
+        f"filled: own best; open: matched L0 (cross: not reached); 95 % intervals, {table['seed'].nunique()} seeds; "
         "line: all that M neurons can hold; dotted: untrained"
     )
     figure.suptitle(told, fontsize=7)
