@@ -80,11 +80,13 @@ def _tuned_penalties(
 ) -> dict[tuple[str, int, str], float]:
     """The penalty of each learner that is best on the validation seed, by world and width."""
     from figures.compare import VALIDATION_SEED
+    from theory.classical import WITHOUT_PENALTY
 
     shapes = list({(name, M): (name, world, M) for name, world, M, _ in places}.values())
     tasks = [
         ({"world": name, "row": kind, "M": M, "seed": VALIDATION_SEED, "penalty": penalty}, world)
-        for name, world, M in shapes for kind in kinds for penalty in PENALTIES[: budget.trials]
+        for name, world, M in shapes for kind in kinds
+        for penalty in PENALTIES[: 1 if kind in WITHOUT_PENALTY else budget.all_trials]
     ]  # fmt: skip
     rows = _stored("classical tuning", tasks, budget, store, workers, progress)
     best: dict[tuple[str, int, str], tuple[float, float]] = {}

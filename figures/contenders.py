@@ -53,6 +53,11 @@ class Budget:
     samples: int = 10_000
     trials: int = 3
 
+    @property
+    def all_trials(self) -> int:
+        """What every method and learner tries in both rounds."""
+        return self.trials + 2
+
 
 def _worlds() -> dict[str, tuple[str, Callable[[int, int], World]]]:
     def noisy(n: int, d: int) -> World:

@@ -14,6 +14,7 @@ from figures.compare import (
     first_values,
     matched,
     own_best,
+    paired,
     question,
     summary,
 )
@@ -49,6 +50,17 @@ def test_own_best_breaks_ties_by_the_mean_cosine():
     table = trials([1.0, 2.0, 3.0], [1, 2, 3], frr_090=[0.5, 0.5, np.nan], mean_feature_cosine=[0.6, 0.7, 0.9])
     assert own_best(table, "frr") == 2.0
     assert own_best(table.assign(mcc=[0.3, 0.2, 0.1]), "mcc") == 1.0
+
+
+def test_differences_are_taken_seed_by_seed():
+    rows = [("GBA", 0, 0.1), ("GBA", 1, 0.9), ("TopK", 1, 0.8), ("TopK", 0, 0.02)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "frr_090"]).assign(world="mixture", M=8, point="best")
+    found = paired(table).iloc[0]
+    assert found["method"] == "TopK" and found["seeds"] == 2
+    assert found["FRR 0.9 minus GBA's"] == pytest.approx(-0.09)
+    # t(0.975, 1) sd / sqrt(2) with the differences -0.08 and -0.1; the means alone are 0.8 apart from seed to seed
+    assert found["FRR 0.9 minus GBA's ±"] == pytest.approx(12.7062 * 0.01, rel=1e-4)
+    assert paired(table[table["method"] == "GBA"]).empty
 
 
 @pytest.mark.parametrize("world", list(WORLDS))
