@@ -9,6 +9,7 @@ All methods see the same dictionary, batches and initial directions at one seed.
 continues, and a larger question (more seeds, worlds, methods) computes only what is new.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def question(options: Compare) -> Question:
         raise RequestError(f"seed {VALIDATION_SEED} is the one that knobs are tuned on; take another")
     widths = []
     for ratio in options.widths:
-        M = round(ratio * budget.n)
+        M = round(ratio * budget.n) if math.isfinite(ratio) else 0
         if not 1 <= M <= 64 * budget.n:
             raise RequestError(f"width {ratio:g} n must give 1 to {64 * budget.n} neurons, e.g. --widths 0.25 1 4")
         widths.append(M)

@@ -120,6 +120,7 @@ def test_methods_are_what_their_names_say():
         ({"worlds": ("mixtur",)}, "unknown world 'mixtur'"),
         ({"methods": ("GBA", "GBA")}, "twice"),
         ({"widths": (0.0,)}, "must give 1 to"),
+        ({"widths": (float("nan"),)}, "width nan n must give"),
         ({"widths": (1.0, 1.001)}, "one width twice"),
         ({"seeds": (0, 0)}, "different"),
         ({"seeds": (VALIDATION_SEED,)}, "tuned on"),
