@@ -268,11 +268,10 @@ def compute_missing(
     if not missing:
         return
     local = workers.backend == "local"
-    threads = max(1, (os.cpu_count() or 1) // min(workers.cells_at_once, len(missing))) if local else 1
     parent = os.getpid() if local else None
     place = (store / "cells").absolute()
     tasks = (
-        joblib.delayed(_compute)(cell, place / key, parent, threads, experiment.needs, workers.device)
+        joblib.delayed(_compute)(cell, place / key, parent, experiment.needs, workers.device)
         for key, cell in missing.items()
     )
     with workers.parallel(len(missing)) as parallel:
@@ -310,8 +309,12 @@ def experiment_config(experiment: Experiment, size: str, activations: Activation
     return config | {"activations": activations.label, "folder": None if place is None else str(Path(place).resolve())}
 
 
-def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, needs: Sequence[str], device: str) -> None:
-    """One cell in a worker, which stops when the command that started it is gone."""
+def _compute(cell: Cell, folder: Path, parent: int | None, needs: Sequence[str], device: str) -> None:
+    """One cell in a worker, which stops when the command that started it is gone.
+
+    One thread, however many cells are left: sums over threads round differently, and a table must not depend on the
+    number of jobs or on where a run was interrupted.
+    """
 
     def alive(step: int, loss: float) -> None:
         if parent is not None and parent not in (os.getppid(), os.getpid()):
@@ -326,7 +329,7 @@ def _compute(cell: Cell, folder: Path, parent: int | None, threads: int, needs: 
     def run() -> None:
         # Another command, or a worker of a killed one, may hold the cell: the first to finish serves both.
         run_cell(
-            cell, folder, device=device, threads=threads, picture=False, arrays=FIT in needs, progress=alive,
+            cell, folder, device=device, threads=1, picture=False, arrays=FIT in needs, progress=alive,
             patience=math.inf,
         )  # fmt: skip
 

@@ -169,6 +169,8 @@ def test_command_end_to_end(tmp_path, command):
     # 2 worlds, 2 widths, 2 seeds; TopK at two points, the pilot at one.
     assert len(table) == 2 * 2 * 2 * (2 + 1)
     assert (table["samples"] == 1_000).all()
+    # One thread even where a single job leaves cores idle: the numbers must not depend on --jobs.
+    assert (table["threads"] == 1).all()
     piloted = table[table["method"] == "GBA data-driven"]
     assert (piloted["steps"] * 256 + piloted["pilot_samples"] == 40 * 256).all()
     assert len(pd.read_csv(folder / "tuning.csv")) == 2 * 2 * (2 + 2)
