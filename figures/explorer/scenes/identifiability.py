@@ -112,8 +112,8 @@ def _told(conditions: Conditions, found: Identifiability | None, s: int, coheren
     )
     return (
         f"{state}\n\n**Another dictionary explains the same data**: H V = H' V' up to {found.difference:.0e}. V' "
-        f"writes out as {s} features what V holds as one, and the reverse. The best grouping of V' misses a feature of V by "
-        f"ε = {far}, {verdict}.{finite}"
+        f"writes out as {s} features what V holds as one, and the reverse. The best grouping of V' misses a "
+        f"feature of V by ε = {far}, {verdict}.{finite}"
     )
 
 
