@@ -1,5 +1,7 @@
 """What the pages have in common: the way between them, a picture with its text, a reason where there is none."""
 
+import base64
+import html
 import io
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +46,10 @@ def shown(make: Callable[[], Scene]) -> Any:
         return refused(error)
     picture = io.BytesIO()
     scene.figure.savefig(picture, format="png", dpi=100)
-    return mo.vstack([mo.image(picture.getvalue(), alt=_plain(scene.text), width="100%"), mo.md(scene.text)])
+    # The picture travels in the page: a file of its own may be gone before the browser asks for it.
+    data = base64.b64encode(picture.getvalue()).decode()
+    image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(_plain(scene.text))}" style="width:100%">'
+    return mo.vstack([mo.Html(image), mo.md(scene.text)])
 
 
 def refused(reason: object) -> Any:
