@@ -23,7 +23,7 @@ from figures import options as _options
 from figures.bridge_options import Capture, Dashboard, Evaluate, Export, Train
 from figures.options import Bench, Check, HeatMap, Identify, TheoremOptions, Verify
 from figures.presets import PRESETS, load_preset
-from figures.run_options import Compare, Plot, Reproduce, Run, Status
+from figures.run_options import Compare, Explore, Plot, Reproduce, Run, Status
 from simulator.errors import RequestError
 
 COMMANDS = _options.COMMANDS | run_options.COMMANDS | bridge_options.COMMANDS
@@ -104,6 +104,11 @@ def _run(arguments: list[str]) -> int:
 
         with _cells_bar(options.quiet or options.json) as progress:
             result, text = run_compare(options, progress, _tell)
+    elif isinstance(options, Explore):
+        from figures.explorer.server import explore
+
+        explore(options, _tell)
+        return 0
     elif isinstance(options, Capture | Train | Evaluate | Dashboard | Export):
         result, text = _bridge(options)
     elif options.preset is not None:

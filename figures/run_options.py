@@ -153,4 +153,15 @@ class Reproduce:
     """Print one JSON object on standard output instead of text."""
 
 
-COMMANDS = {"run": Run, "plot": Plot, "status": Status, "reproduce": Reproduce, "compare": Compare}
+@dataclass(frozen=True)
+class Explore:
+    """Five pages in the browser that run the library live: the model, identifiability, bias adaptation, resonance, and
+    a world of your own. Needs the extra [explore]."""
+
+    port: int = 0
+    """On this machine; 0: any free one."""
+    browser: bool = True
+    """Open a browser."""
+
+
+COMMANDS = {"run": Run, "plot": Plot, "status": Status, "reproduce": Reproduce, "compare": Compare, "explore": Explore}

@@ -1,6 +1,8 @@
-"""Shared by all tests: shapes in annotations are enforced, one thread, no display."""
+"""Shared by all tests: shapes in annotations are enforced, one thread, no display, one browser."""
 
+import importlib.util
 import os
+import shutil
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -32,3 +34,31 @@ def _one_thread():
 def generator() -> np.random.Generator:
     """Fixed randomness for tests that need some data."""
     return np.random.default_rng(20250614)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    """Headless Chromium; skipped where it is missing, a failure with SAE_RECOVERY_BROWSER=1."""
+    chromium, chromedriver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    needed = {"chromium": chromium, "chromedriver": chromedriver, "selenium": importlib.util.find_spec("selenium")}
+    missing = [name for name, found in needed.items() if not found]
+    if missing:
+        reason = f"the page is not tested in a browser: no {', no '.join(missing)}"
+        if os.environ.get("SAE_RECOVERY_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(chromium)
+    profile = tmp_path_factory.mktemp("profile")
+    for switch in (
+        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    yield driver
+    driver.quit()

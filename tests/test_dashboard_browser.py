@@ -4,10 +4,7 @@ Skipped where Chromium, its driver or selenium is missing; with SAE_RECOVERY_BRO
 """
 
 import dataclasses
-import importlib.util
-import os
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -16,33 +13,6 @@ from scipy import sparse
 from test_dashboard import HOSTILE, rows_of, table_of
 
 from llm_bridge.dashboard import LogitEffects, collect_neurons, logit_effects, write_dashboard
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    chromium, chromedriver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    needed = {"chromium": chromium, "chromedriver": chromedriver, "selenium": importlib.util.find_spec("selenium")}
-    missing = [name for name, found in needed.items() if not found]
-    if missing:
-        reason = f"the page is not tested in a browser: no {', no '.join(missing)}"
-        if os.environ.get("SAE_RECOVERY_BROWSER") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(chromium)
-    profile = tmp_path_factory.mktemp("profile")
-    for switch in (
-        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ __all__ = [
     "FAMILIES",
     "Counterexample",
     "Family",
+    "composite",
     "violating_H1",
     "violating_H2",
     "violating_H3",
@@ -55,7 +56,7 @@ class Counterexample:
     """Two factorisations of the same N inputs, H V = H_prime V_prime (N x d).
 
     Attributes:
-        condition: the one that the dial moves, "H1", "H2", "H3" or "V1".
+        condition: the one that the dial moves, "H1", "H2", "H3" or "V1"; empty for `composite`, which moves three.
         dial: where the dial stands.
         H: (N, n) csr, non-negative.
         V: (n, d), features in rows.
@@ -168,6 +169,30 @@ def violating_H2(dial: float) -> Counterexample:
     H = _codes(plain_rows + _shifted(tilted_rows, len(plain)) + alone, n)
     H_prime = _codes(tilted_rows + _shifted(plain_rows, len(tilted)) + alone, n)
     return Counterexample("H2", delta, H, V, H_prime, V_prime)
+
+
+def composite(k: int, cosine: float, rho: float) -> Counterexample:
+    """Three dials at once: composites of k features at a cosine with each of them, with co-occurrence `rho`.
+
+    The composites of this module with mutual cosine r = (k cosine^2 - 1) / (k - 1) and equal coefficients
+    c = 1 / (k cosine); a feature occurs 400 times, `rho` is rounded to a multiple of 1/400. n = 2 k + 1, and
+    s max |cos| = k max(cosine, |r|) >= 1: the slack `joint` is never positive. (Derived here.)
+
+    Args:
+        k: features in a composite, 2 to 32: the largest row of H.
+        cosine: of the composite with its features, 1 / k to 0.99.
+        rho: co-occurrence, 1/400 to 0.95.
+
+    Raises:
+        RequestError: a dial outside its range; no unit vector is at a smaller cosine with k features and a combination
+            of them with the joint quantity that small.
+    """
+    k = whole("k (features in a composite)", k, 2, 32)
+    cosine = real("cosine of a composite with its features", cosine, 1 / k, 0.99)
+    together = round(400 * real("rho (co-occurrence)", rho, 1 / 400, 0.95))
+    block = _simplex(k, (k * cosine * cosine - 1) / (k - 1))
+    weights = np.full(k, 1 / (k * cosine))
+    return _composites("", rho, block, weights, alone=400 - together, together=together)
 
 
 FAMILIES: dict[str, Family] = {

@@ -1,0 +1,1 @@
+"""The pages, marimo notebooks; `marimo edit` opens one with its code."""

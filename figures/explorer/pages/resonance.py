@@ -1,0 +1,98 @@
+"""Page 4 of the explorer."""
+
+import marimo
+
+app = marimo.App(width="full", app_title="Resonance")
+
+
+@app.cell
+def _():
+    import marimo as mo
+
+    from figures.explorer.background import Training
+    from figures.explorer.layout import bar, dials, heading, refused, shown
+    from figures.explorer.scenes.resonance import STEPS, Place, Trial, show
+    from simulator import RequestError
+
+    heading(
+        "resonance",
+        "A neuron learns a feature only if its target frequency p resonates with the feature's own frequency f. Slide "
+        "p through the band, train at any place, and compare with the prediction.",
+    )
+    return Place, RequestError, STEPS, Training, Trial, bar, dials, mo, refused, show, shown
+
+
+@app.cell
+def _(dials, mo):
+    ratio = mo.ui.slider(
+        steps=[0.03, 0.1, 0.3, 0.6, 1, 1.3, 2, 3, 4, 5, 6, 8, 12, 20],
+        value=1.3, label="p / f", show_value=True,
+    )  # fmt: skip
+    n = mo.ui.slider(steps=[64, 128, 256, 512], value=256, label="features n", show_value=True)
+    d = mo.ui.slider(steps=[12, 24, 48, 96], value=48, label="dimensions d", show_value=True)
+    s = mo.ui.slider(1, 8, value=3, label="active per sample s", show_value=True)
+    width = mo.ui.slider(1, 6, value=3, label="neurons per feature M / n", show_value=True)
+    dials(ratio, n, d, s, width)
+    return d, n, ratio, s, width
+
+
+@app.cell
+def _(Place, d, n, s, width):
+    place = Place(n.value, d.value, s.value, width.value * n.value)
+    return (place,)
+
+
+@app.cell
+def _(mo):
+    # The runs of this session, oldest first: (trial, its training).
+    runs, set_runs = mo.state([])
+    return runs, set_runs
+
+
+@app.cell
+def _(RequestError, STEPS, Training, Trial, dials, mo, place, ratio, runs, set_runs, show):
+    def start(_):
+        p = ratio.value * place.f
+        try:
+            show(place, p)
+        except RequestError:
+            return  # the reason stands in the place of the picture
+        for _, other in runs():
+            other.stop()
+        trial = Trial(place, p, seed=0)
+        set_runs([*runs(), (trial, Training(trial.train, STEPS))])
+
+    def stop(_):
+        for _, training in runs():
+            training.stop()
+
+    train_button = mo.ui.button(label="Train at this p", on_click=start, kind="success")
+    stop_button = mo.ui.button(label="Stop", on_click=stop, kind="danger")
+    dials(train_button, stop_button)
+    return
+
+
+@app.cell
+def _(mo):
+    tick = mo.ui.refresh(default_interval="1s")
+    return (tick,)
+
+
+@app.cell
+def _(bar, mo, place, ratio, refused, runs, show, shown, tick):
+    tick.value
+    here = [(trial, training) for trial, training in runs() if trial.place == place]
+    parts = [shown(lambda: show(place, ratio.value * place.f, [trial for trial, _ in here]))]
+    for _, training in runs()[-1:]:
+        if training.running:
+            parts.append(mo.hstack([bar(training), tick], justify="start"))
+        elif training.error:
+            parts.append(refused(training.error))
+        elif training.stopped:
+            parts.append(mo.md(f"Stopped at step {training.step}."))
+    mo.vstack(parts)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
