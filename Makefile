@@ -1,5 +1,6 @@
 # make demo   create the environment, install, recover a planted dictionary
 # make test   create the environment, install, lint, type-check and test
+# make docs   build the documentation site with the lessons
 # make bridge-demo   from nothing to a dashboard of a real language model's neurons
 # CONSTRAINTS=FILE points pip at a constraints file (continuous integration pins a CPU build of torch)
 PYTHON ?= python3
@@ -8,7 +9,7 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 export PYTHONHASHSEED := 0
 
-.PHONY: install demo bridge-demo test lint clean
+.PHONY: install demo bridge-demo test lint docs clean
 
 install: $(VENV)/.installed
 
@@ -52,5 +53,10 @@ lint: install
 test: lint
 	$(BIN)/pytest
 
+# Runs the five lessons and checks every link.
+docs: install
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "the site is in site/index.html"
+
 clean:
-	rm -rf $(VENV) demo bridge-demo build dist
+	rm -rf $(VENV) demo bridge-demo build dist site
