@@ -156,8 +156,8 @@ def test_resonance_trains_shows_progress_and_stops(page, address):
     press(page, "dimensions d", LEFT)
     press(page, "neurons per feature", HOME)
     place = resonance.Place(64, 24, 3, 64)
+    button(page, "Train at this p").send_keys(ENTER)  # before the page has followed the dials
     shows(page, f"predicted share {resonance.show(place, 1.3 * place.f).numbers['predicted']:.2f}")
-    button(page, "Train at this p").send_keys(ENTER)
     until(lambda: page.find_elements("css selector", "progress[aria-label=training]"), "progress")
     trial = resonance.Trial(place, 1.3 * place.f, seed=0).train(lambda step, loss: None)
     shows(page, f"learned {trial.shares[-1]:.2f}")

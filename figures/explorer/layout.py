@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import marimo as mo
+from matplotlib.figure import Figure
 
 from figures.explorer.scenes import Scene
 from simulator import RequestError
@@ -29,7 +30,7 @@ def heading(page: str, question: str) -> Any:
         text = f"<b>{title}</b>" if name == page else title
         links.append(f'<a href="/{name}/"{here} style="margin-right:1.1em; white-space:nowrap">{text}</a>')
     return mo.vstack(
-        [mo.Html(f'<nav aria-label="pages">{" ".join(links)}</nav>'), mo.md(f"# {PAGES[page]}\n\n{question}")]
+        [mo.Html(f'<nav aria-label="pages">{" ".join(links)}</nav>'), mo.md(f"## {PAGES[page]}\n\n{question}")]
     )
 
 
@@ -44,12 +45,20 @@ def shown(make: Callable[[], Scene]) -> Any:
         scene = make()
     except RequestError as error:
         return refused(error)
+    alternative = html.escape(_plain(scene.text))
+    images = "".join(_image(figure, "" if place else alternative) for place, figure in enumerate(scene.figures))
+    columns = "repeat(auto-fit, minmax(280px, 1fr))"
+    row = f'<div style="display:grid; grid-template-columns:{columns}; gap:8px">{images}</div>'
+    return mo.vstack([mo.Html(row), mo.md(scene.text)])
+
+
+def _image(figure: Figure, alternative: str) -> str:
+    """The picture travels in the page: a file of its own may be gone before the browser asks for it."""
     picture = io.BytesIO()
-    scene.figure.savefig(picture, format="png", dpi=100)
-    # The picture travels in the page: a file of its own may be gone before the browser asks for it.
+    figure.savefig(picture, format="png", dpi=100)
     data = base64.b64encode(picture.getvalue()).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(_plain(scene.text))}" style="width:100%">'
-    return mo.vstack([mo.Html(image), mo.md(scene.text)])
+    look = "width:100%; max-width:420px"
+    return f'<img src="data:image/png;base64,{data}" alt="{alternative}" style="{look}">'
 
 
 def refused(reason: object) -> Any:

@@ -1,6 +1,7 @@
 """Command explore: all pages under one address, in the browser."""
 
 import contextlib
+import io
 import socket
 import threading
 import webbrowser
@@ -88,7 +89,8 @@ def _warm_up() -> None:
     def work() -> None:
         from figures.explorer.scenes import adaptation, identifiability, model, resonance
 
-        model.show(6, 2, 2).figure.savefig("/dev/null", format="png")
+        for figure in model.show(6, 2, 2).figures:
+            figure.savefig(io.BytesIO(), format="png")
         identifiability.show(4, 0.3, 0.1)
         adaptation.show(0.03, 0.9, 0.0)
         resonance.band(resonance.Place())

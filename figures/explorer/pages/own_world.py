@@ -140,21 +140,30 @@ def _(mo):
 
 
 @app.cell
-def _(Training, asked, dials, mo, own_world, run, set_run):
-    def start(_):
-        if asked is None:
-            return
-        if run() is not None:
-            run()[1].stop()
-        set_run((asked, Training(lambda progress: own_world.train(asked, progress), asked.steps)))
-
-    def stop(_):
-        if run() is not None:
-            run()[1].stop()
-
-    train_button = mo.ui.button(label="Train", on_click=start, kind="success", disabled=asked is None)
-    stop_button = mo.ui.button(label="Stop", on_click=stop, kind="danger")
+def _(dials, mo):
+    train_button = mo.ui.run_button(label="Train", kind="success")
+    stop_button = mo.ui.run_button(label="Stop", kind="danger")
     dials(train_button, stop_button)
+    return stop_button, train_button
+
+
+@app.cell
+def _(Training, asked, own_world, set_run, train_button):
+    # A cell, not a handler of the button: it sees the dials as they are, however fast the click followed a move.
+    def started(earlier):
+        if earlier is not None:
+            earlier[1].stop()
+        return asked, Training(lambda progress: own_world.train(asked, progress), asked.steps)
+
+    if train_button.value and asked is not None:
+        set_run(started)
+    return
+
+
+@app.cell
+def _(run, stop_button):
+    if stop_button.value and run() is not None:
+        run()[1].stop()
     return
 
 

@@ -50,25 +50,36 @@ def _(mo):
 
 
 @app.cell
-def _(RequestError, STEPS, Training, Trial, dials, mo, place, ratio, runs, set_runs, show):
-    def start(_):
-        p = ratio.value * place.f
-        try:
-            show(place, p)
-        except RequestError:
-            return  # the reason stands in the place of the picture
-        for _, other in runs():
-            other.stop()
-        trial = Trial(place, p, seed=0)
-        set_runs([*runs(), (trial, Training(trial.train, STEPS))])
-
-    def stop(_):
-        for _, training in runs():
-            training.stop()
-
-    train_button = mo.ui.button(label="Train at this p", on_click=start, kind="success")
-    stop_button = mo.ui.button(label="Stop", on_click=stop, kind="danger")
+def _(dials, mo):
+    train_button = mo.ui.run_button(label="Train at this p", kind="success")
+    stop_button = mo.ui.run_button(label="Stop", kind="danger")
     dials(train_button, stop_button)
+    return stop_button, train_button
+
+
+@app.cell
+def _(RequestError, STEPS, Training, Trial, place, ratio, set_runs, show, train_button):
+    # A cell, not a handler of the button: it sees the dials as they are, however fast the click followed a move.
+    def started(runs):
+        for _, other in runs:
+            other.stop()
+        trial = Trial(place, ratio.value * place.f, seed=0)
+        return [*runs, (trial, Training(trial.train, STEPS))]
+
+    if train_button.value:
+        try:
+            show(place, ratio.value * place.f)
+            set_runs(started)
+        except RequestError:
+            pass  # the reason stands in the place of the picture
+    return
+
+
+@app.cell
+def _(runs, stop_button):
+    if stop_button.value:
+        for _, _training in runs():
+            _training.stop()
     return
 
 
@@ -81,10 +92,12 @@ def _(mo):
 @app.cell
 def _(bar, mo, place, ratio, refused, runs, show, shown, tick):
     tick.value
-    here = [(trial, training) for trial, training in runs() if trial.place == place]
-    parts = [shown(lambda: show(place, ratio.value * place.f, [trial for trial, _ in here]))]
-    for _, training in runs()[-1:]:
-        if training.running:
+    # Asked before the picture is drawn: a run that ends meanwhile is drawn once more.
+    latest = [(training, training.running) for _, training in runs()[-1:]]
+    here = [trial for trial, _ in runs() if trial.place == place]
+    parts = [shown(lambda: show(place, ratio.value * place.f, here))]
+    for training, running in latest:
+        if running:
             parts.append(mo.hstack([bar(training), tick], justify="start"))
         elif training.error:
             parts.append(refused(training.error))

@@ -4,10 +4,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from figures.explorer.scenes.scene import Scene
+from figures.explorer.scenes.scene import Scene, panel
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
 from simulator import Exactly, OneSided, TwoSided, World, stream
 from simulator.adaptation import adapt
@@ -81,11 +80,10 @@ def show(p: float, cosine: float, start: float, s: int = 3, seed: int = 0) -> Sc
     u, active = preactivations(cosine, s, seed)
     mate, _ = preactivations(0.0, s, seed)
     f = s / N_FEATURES
-    figure = Figure(figsize=(12, 3.9), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    pictures, (left, middle, right) = zip(panel(), panel(), panel(), strict=True)
     bins = np.linspace(min(-0.6, float(u.min())), 1.0, 81)
-    left.hist(u[~active], bins=bins, color=LIGHT, label="feature absent")
-    left.hist(u[active], bins=bins, color=MIDDLE, label="feature active")
+    left.hist(u[~active], bins=bins, histtype="stepfilled", color=LIGHT, label="feature absent")
+    left.hist(u[active], bins=bins, histtype="stepfilled", color=MIDDLE, label="feature active")
     left.set_yscale("log")
     left.set_ylim(top=40 * left.get_ylim()[1])  # room for the legend
     left.set_xlabel("pre-activation ⟨w, x⟩")
@@ -106,17 +104,15 @@ def show(p: float, cosine: float, start: float, s: int = 3, seed: int = 0) -> Sc
             f"{name} spurious": float(last[~active].mean()),
         }
     right.axhline(p, color=DARK, lw=0.8, ls=":")
-    right.text(ADAPTATIONS, p, " p", va="center", fontsize=9)
+    right.text(ADAPTATIONS, p, " p", va="bottom" if p >= f else "top", fontsize=9)
     right.axhline(f, color=MIDDLE, lw=0.8, ls=":")
-    right.text(ADAPTATIONS, f, " f", va="center", fontsize=9, color=MIDDLE)
+    right.text(ADAPTATIONS, f, " f", va="top" if p >= f else "bottom", fontsize=9, color=MIDDLE)
     middle.set_xlabel("adaptations")
     middle.set_ylabel("threshold -b")
     right.set_yscale("log")
     right.set_ylim(9e-5, 1)
     right.set_xlabel("adaptations")
     right.set_ylabel("activation frequency q")
-    for axis in (left, middle, right):
-        axis.spines[["top", "right"]].set_visible(False)
     left.legend(fontsize=8, frameon=False)
     middle.legend(fontsize=8, frameon=False)
     one, two = numbers["one-sided frequency"], numbers["two-sided frequency"]
@@ -130,4 +126,4 @@ def show(p: float, cosine: float, start: float, s: int = 3, seed: int = 0) -> Sc
         f"{numbers['one-sided spurious']:.2%} of the others. A random neuron would meet p at the threshold "
         f"Φ̄⁻¹(p)/√d = {predicted:.2f}."
     )
-    return Scene(figure, text, numbers)
+    return Scene(pictures, text, numbers)

@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 import scipy.sparse as sparse
-from matplotlib.figure import Figure
 
-from figures.explorer.scenes.scene import Scene
+from figures.explorer.scenes.scene import Scene, panel
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
 from simulator import RequestError
 from simulator.checks import real, whole
@@ -69,8 +68,7 @@ def show(s: int, coherence: float, rho_2: float) -> Scene:
         found = compare(V, pair.V_prime, H=pair.H, H_prime=pair.H_prime, tolerance=TOLERANCE, draws=0)
         conditions = found.conditions[0]
         assert conditions is not None
-    figure = Figure(figsize=(12, 4.0), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    pictures, (left, middle, right) = zip(panel(), panel(), panel(), strict=True)
     _draw_slack(left, conditions)
     _draw_gram(middle, V, "cosines within V")
     if pair is None:
@@ -83,7 +81,7 @@ def show(s: int, coherence: float, rho_2: float) -> Scene:
     numbers |= {"n": len(V), "alternative": pair is not None}
     if found is not None:
         numbers |= {"difference": found.difference, "eps_lower": found.forward.eps_lower}
-    return Scene(figure, _told(conditions, found, s, coherence, rho_2), numbers)
+    return Scene(pictures, _told(conditions, found, s, coherence, rho_2), numbers)
 
 
 def _told(conditions: Conditions, found: Identifiability | None, s: int, coherence: float, rho_2: float) -> str:
@@ -137,7 +135,6 @@ def _draw_slack(axis, conditions: Conditions) -> None:
     axis.set_xlim(-3.4, 3.4)
     axis.invert_yaxis()
     axis.set_xlabel("slack: log(limit / measured), > 0 holds")
-    axis.spines[["top", "right"]].set_visible(False)
     axis.set_title("hypotheses", fontsize=10)
 
 
@@ -148,6 +145,6 @@ def _draw_gram(axis, V: np.ndarray | None, title: str, cosines: np.ndarray | Non
     picture = axis.imshow(cosines, vmin=0, vmax=1, cmap="Greys")
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.spines[["top", "right", "left", "bottom"]].set_color(LIGHT)
+    axis.spines[["top", "right", "left", "bottom"]].set(visible=True, color=LIGHT)
     axis.set_title(title, fontsize=10)
     axis.figure.colorbar(picture, ax=axis, shrink=0.7, label="|cos|")

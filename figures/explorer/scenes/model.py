@@ -2,12 +2,12 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.special import gammaln
 
-from figures.explorer.scenes.scene import Scene
+from figures.explorer.scenes.scene import Scene, panel
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
 from simulator import Exactly, RequestError, Uniform, UnitSphere, World
 from theory.conditions import largest_cosine, of_world
@@ -47,13 +47,13 @@ def show(n: int, d: int, s: int, seed: int = 0, noise: float = 0.0) -> Scene:
     world = World(n, d, Exactly(s), UnitSphere(), Uniform(), unit_rows=False, noise=noise)
     sample = world.sample(SAMPLES, seed)
     X, V = sample.X, sample.V
-    figure = Figure(figsize=(12, 3.9), layout="constrained")
-    _draw_mixtures(figure, X, V)
+    first, second, third = panel(None if d == 2 else "3d"), panel(), panel()
+    _draw_mixtures(first[1], X, V)
     cosines = (V @ V.T)[np.triu_indices(n, 1)]
-    _draw_cosines(figure.add_subplot(1, 3, 2), cosines, d)
+    _draw_cosines(second[1], cosines, d)
     coherence = largest_cosine(V.astype(float))
     typical, low, high = coherence_law(n, d)
-    _draw_law(figure.add_subplot(1, 3, 3), n, d, coherence)
+    _draw_law(third[1], n, d, coherence)
     crowded = (
         f"**Superposition**: {n} features share {d} dimensions, so they cannot all be orthogonal."
         if n > d
@@ -65,34 +65,33 @@ def show(n: int, d: int, s: int, seed: int = 0, noise: float = 0.0) -> Scene:
         f"{typical:.3f}, and between {low:.3f} and {high:.3f} with probability 0.95. "
         f"Co-occurrence of two features: P(j active | i active) = (s - 1)/(n - 1) = {(s - 1) / (n - 1):.2f}."
     )
-    return Scene(
-        figure, text, {"coherence": coherence, "typical": typical, "low": low, "high": high, "samples": len(X)}
-    )  # fmt: skip
+    numbers = {"coherence": coherence, "typical": typical, "low": low, "high": high, "samples": len(X)}
+    return Scene((first[0], second[0], third[0]), text, numbers)
 
 
-def _draw_mixtures(figure: Figure, X: np.ndarray, V: np.ndarray) -> None:
-    reach = 1.05 * max(1.0, float(np.quantile(np.abs(X), 0.99)))
+def _draw_mixtures(axis: Any, X: np.ndarray, V: np.ndarray) -> None:
+    reach = 1.05 * max(1.0, float(np.abs(X).max()))
     if V.shape[1] == 2:
-        axis = figure.add_subplot(1, 3, 1)
         axis.plot(X[:, 0], X[:, 1], ".", ms=2.5, color=MIDDLE, alpha=0.6)
         for v in V:
             axis.annotate("", v, (0, 0), arrowprops={"arrowstyle": "->", "color": ACCENT, "lw": 1.4})
         axis.set_aspect("equal")
         axis.set_ylim(-reach, reach)
     else:
-        axis = figure.add_subplot(1, 3, 1, projection="3d")
         axis.plot(X[:, 0], X[:, 1], X[:, 2], ".", ms=2, color=MIDDLE, alpha=0.5)
         for v in V:
             axis.plot(*np.stack([np.zeros(3), v], axis=1), color=ACCENT, lw=1.4)
         axis.set_ylim(-reach, reach)
-        axis.set_zlim(-reach, reach)  # type: ignore[attr-defined]
+        axis.set_zlim(-reach, reach)
         axis.tick_params(labelsize=6)
     axis.set_xlim(-reach, reach)
     axis.set_title("features (red) and mixtures of them", fontsize=10)
 
 
 def _draw_cosines(axis, cosines: np.ndarray, d: int) -> None:
-    axis.hist(cosines, bins=np.linspace(-1, 1, 25), density=True, color=LIGHT, label="these features")
+    axis.hist(
+        cosines, bins=np.linspace(-1, 1, 25), density=True, histtype="stepfilled", color=LIGHT, label="these features"
+    )
     c = np.linspace(-0.995, 0.995, 400)
     axis.plot(c, cosine_density(c, d), color=DARK, lw=1.4, label="law of random directions")
     axis.set_ylim(0, max(2.5, min(8.0, axis.get_ylim()[1])))

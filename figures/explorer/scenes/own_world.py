@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from figures.cells import Cell, run_cell
-from figures.explorer.scenes.scene import Scene
+from figures.explorer.scenes.scene import Scene, panel
 from figures.options import Verify
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
 from simulator import RequestError
@@ -84,27 +83,24 @@ def train(asked: Verify, progress: Callable[[int, float], None]) -> dict[str, An
 
 def show(asked: Verify, result: dict[str, Any]) -> Scene:
     """The verdict: loss, cosine of every feature against its frequency, what was learned in words."""
-    figure = Figure(figsize=(12, 3.9), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    pictures, (left, middle, right) = zip(panel(), panel(), panel(), strict=True)
     history, features = result["tables"]["history"], result["tables"].get("features")
     left.plot(history["step"], history["loss"], color=DARK, lw=1.4)
     left.set_yscale("log")
     left.set_xlabel("step")
     left.set_ylabel("loss")
     if features is None:
-        return Scene(figure, "**Diverged**: the loss stopped being finite. Take a lower learning rate.", {})
+        return Scene(pictures[:1], "**Diverged**: the loss stopped being finite. Take a lower learning rate.", {})
     middle.plot(features["frequency"], features["cosine"], ".", color=MIDDLE, ms=5)
     middle.set_xscale("log")
     middle.set_ylim(0, 1.03)
     middle.set_xlabel("how often the feature occurs")
     middle.set_ylabel("cosine with its nearest neuron")
-    right.hist(features["cosine"], bins=np.linspace(0, 1, 41), color=LIGHT)
-    right.set_xlabel("cosine with its nearest neuron")
+    right.hist(features["cosine"], bins=np.linspace(0, 1, 41), histtype="stepfilled", color=LIGHT)
+    right.set_xlabel("cosine with the nearest neuron")
     right.set_ylabel("features")
     middle.axhline(0.9, color=ACCENT, lw=1, ls=":")
     right.axvline(0.9, color=ACCENT, lw=1, ls=":")
-    for axis in (left, middle, right):
-        axis.spines[["top", "right"]].set_visible(False)
     learned = round(result["frr_090"] * result["n"])
     rows = {
         "features recovered at cosine 0.9": ("frr_090", "frr_090_untrained", "untrained"),
@@ -121,4 +117,4 @@ def show(asked: Verify, result: dict[str, Any]) -> Scene:
         f"explained variance {result['explained_variance']:.3f}."
     )
     keys = ("frr_090", "frr_090_untrained", "mcc", "mcc_chance", "feature_f1", "mean_l0")
-    return Scene(figure, text, {key: result[key] for key in keys} | {"learned": learned})
+    return Scene(pictures, text, {key: result[key] for key in keys} | {"learned": learned})

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from figures.explorer.scenes.scene import Scene
+from figures.explorer.scenes.scene import Scene, panel
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
 from simulator import BA, Exactly, Training, World, fit
 from theory.geometry import best_cosines
@@ -96,8 +95,7 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
     here = predict([place.setting(p)], TAU)
     expected = float(here.recovered[0])
     ratios, shares = band(place)
-    figure = Figure(figsize=(12, 3.9), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
+    pictures, (left, middle, right) = zip(panel(), panel(), panel(), strict=True)
     left.fill_between(ratios, shares, color=LIGHT, label="predicted")
     left.axvline(p / place.f, color=ACCENT, lw=1, ls=":")
     for trial in trials:
@@ -105,16 +103,21 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
             done = bool(trial.cosines)
             left.plot([trial.p / place.f], [trial.shares[-1]], "o", ms=6, color=DARK, mfc=DARK if done else "white")
     left.set_xscale("log")
-    left.set_xlabel("target frequency over feature frequency, p / f")
+    left.set_xlabel("p / f")
     left.set_ylabel("features recovered, cosine > 0.9")
-    left.set_title("resonance: predicted band and live runs", fontsize=10)
+    left.set_title("predicted band and live runs", fontsize=10)
     numbers = {"predicted": expected, "f": place.f, "measured": float("nan")}
     latest = trials[-1] if trials else None
+    waiting = "no run yet" if latest is None else "running"
     if latest is not None and latest.shares:
         middle.plot(latest.steps, latest.shares, color=ACCENT, lw=1.6)
         numbers["measured"] = latest.shares[-1]
+    else:
+        middle.text(STEPS / 2, 0.5, waiting, ha="center", color=MIDDLE)
     if latest is not None and latest.cosines:
-        right.hist(latest.cosines, bins=np.linspace(0, 1, 41), color=MIDDLE)
+        right.hist(latest.cosines, bins=np.linspace(0, 1, 41), histtype="stepfilled", color=MIDDLE)
+    else:
+        right.text(0.45, 0.5, waiting, ha="center", color=MIDDLE)
     right.axvline(TAU, color=DARK, lw=1, ls=":")
     middle.set_xlim(0, STEPS)
     right.set_xlim(0, 1)
@@ -122,11 +125,9 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
         axis.set_ylim(0, 1.04)
     middle.set_xlabel("step")
     middle.set_title("share recovered while training", fontsize=10)
-    right.set_xlabel("cosine with its nearest neuron")
+    right.set_xlabel("cosine with the nearest neuron")
     right.set_ylabel("features")
     right.set_title("features at the end", fontsize=10)
-    for axis in (left, middle, right):
-        axis.spines[["top", "right"]].set_visible(False)
     inside = ratios[shares > 0.5]
     edges = f"{inside[0]:.2g} to {inside[-1]:.2g}" if len(inside) else "nowhere"
     text = (
@@ -135,4 +136,4 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
     )
     if latest is not None and latest.cosines:
         text += f" The last run, at {latest.p / place.f:.2f} f, learned **{numbers['measured']:.2f}**."
-    return Scene(figure, text, numbers)
+    return Scene(pictures, text, numbers)
