@@ -47,7 +47,7 @@ def shown(make: Callable[[], Scene]) -> Any:
         return refused(error)
     alternative = html.escape(_plain(scene.text))
     images = "".join(_image(figure, "" if place else alternative) for place, figure in enumerate(scene.figures))
-    columns = "repeat(auto-fit, minmax(280px, 1fr))"
+    columns = "repeat(auto-fit, minmax(240px, 1fr))"
     row = f'<div style="display:grid; grid-template-columns:{columns}; gap:8px">{images}</div>'
     return mo.vstack([mo.Html(row), mo.md(scene.text)])
 
