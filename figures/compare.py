@@ -2,7 +2,7 @@
 
 1. tune: every method tries five values of its one knob on a validation seed, three far apart and two around the best;
 2. choose: its own best value, and the value that gives the L0 of a perfect dictionary (interpolated in the logarithms
-   of knob and L0);
+   of knob and L0; where no trial came near that L0, up to two more that look for it and count for nothing else);
 3. compete: both, on seeds that tuning has not seen, with equal samples and batches.
 
 All methods see the same dictionary, batches and initial directions at one seed. Cells are kept, so the same command
@@ -21,15 +21,16 @@ import pandas as pd
 
 from figures.cells import Cell, plain, refuse_foreign, write_csv, write_json
 from figures.compare_rows import bound_rows
-from figures.contenders import CONTENDERS, WORLDS, Budget, chosen, perfect_l0
+from figures.contenders import CONTENDERS, VALIDATION_SEED, WORLDS, Budget, chosen, perfect_l0
 from figures.estimate import Estimate, estimate
 from figures.experiments import Experiment, Finished, Workers, compute_missing, finished_cells, mean_and_interval
+from figures.matched_l0 import close, matched
 from figures.run_options import Compare
 from simulator import RequestError, World
 from simulator.config import fingerprint
 
-VALIDATION_SEED = 100
-"""Of the trials. Competing seeds are others."""
+SEARCHES = 2
+"""Further trials for a matched L0, where the trials of the knob have not come near it."""
 BUDGETS = {
     "tiny": Budget(n=128, d=32, batch=256, steps=40, learning_rate=5e-3, samples=1_000, trials=2),
     "reduced": Budget(n=256, d=64, batch=512, steps=600, learning_rate=5e-3),
@@ -123,8 +124,8 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
     """
     asked = question(options)
     folder = options.out / "figures" / f"compare-{options.size}"
-    # Named by its settings: another budget under the same name is refused, more names or seeds extend it.
-    config = {"preset": "compare", "size": options.size, "criterion": options.criterion}
+    # Another budget or criterion is refused. The tables are of the latest question; cells of earlier ones are kept.
+    config = {"preset": "compare", "size": options.size, "criterion": options.criterion, "budget": vars(asked.budget)}
     refuse_foreign(folder, config)
     store, workers = options.out, Workers(options.jobs)
     tell(_forecast(asked, store, workers))
@@ -144,7 +145,17 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
         mine = rows_of(tuning, *entry)
         more = CONTENDERS[entry[1]].refined(list(mine["knob"]), own_best(mine, asked.criterion), entry[2])
         trials += [attempt(entry, value) for value in more]
-    tuning = table_of(compute("tuning, second round", trials))
+    tuning = table_of(compute("tuning, second round", trials)).assign(round="knob")
+    searches: list = []
+    for _ in range(SEARCHES):
+        seen = _with(tuning, table_of(compute("looking for the matched L0", searches)))
+        for entry in tuned:
+            mine, wanted = rows_of(seen, *entry), perfect_l0(asked.world(entry[0]), entry[2])
+            if not CONTENDERS[entry[1]].whole and not close(mine, wanted):
+                value = typed(matched(mine, wanted, False, entry[2]))
+                if value not in set(mine["knob"]):
+                    searches.append(attempt(entry, value))
+    seen = _with(tuning, table_of(compute("looking for the matched L0", searches)))
     finals = []
     for world, method, M in asked.entries():
         points = {"best": 0.0}
@@ -153,20 +164,28 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
             wanted = perfect_l0(asked.world(world), M)
             points = {
                 "best": own_best(mine, asked.criterion),
-                "matched L0": matched(mine, wanted, CONTENDERS[method].whole, M),
+                "matched L0": matched(rows_of(seen, world, method, M), wanted, CONTENDERS[method].whole, M),
             }
         for point, value in points.items():
             for seed in asked.seeds:
-                value = float(f"{value:.6g}")  # a number that a person can type again
-                more = {"point": point, "knob": value}
-                finals.append((label(world, method, M) | more, cell(asked, world, method, M, value, seed)))
+                more = {"point": point, "knob": typed(value)}
+                finals.append((label(world, method, M) | more, cell(asked, world, method, M, typed(value), seed)))
     table = table_of(compute("competing", finals))
     table["true L0"] = [perfect_l0(asked.world(world), M) for world, M in zip(table["world"], table["M"], strict=True)]
     bounds = bound_rows(
         [(world, asked.world(world), M, seed) for world in asked.worlds for M in asked.widths for seed in asked.seeds],
         asked.budget, store, workers, progress, classical=options.classical,
     )  # fmt: skip
-    return _written(options, asked, folder, config, table, tuning, bounds, time.monotonic() - began)
+    return _written(options, asked, folder, config, table, seen, bounds, time.monotonic() - began)
+
+
+def typed(value: float) -> float:
+    """The value as a number that a person can type again."""
+    return float(f"{value:.6g}")
+
+
+def _with(tuning: pd.DataFrame, searches: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([tuning, searches.assign(round="L0")], ignore_index=True) if len(searches) else tuning
 
 
 def label(world: str, method: str, M: int) -> dict[str, Any]:
@@ -199,32 +218,6 @@ def own_best(trials: pd.DataFrame, criterion: str) -> float:
     first, second = CRITERIA[criterion]
     ranked = trials.assign(first=trials[first].fillna(-1.0), second=trials[second].fillna(-1.0))
     return float(ranked.sort_values(["first", "second"], ascending=False, kind="stable")["knob"].iloc[0])
-
-
-def matched(trials: pd.DataFrame, wanted: float, whole: bool, M: int) -> float:
-    """The knob value whose L0 should be `wanted`: log L0 is interpolated in log knob.
-
-    Where `wanted` lies outside what the trials reached, the line through the two nearest of them is followed, at most
-    to four times (or a quarter of) the last value tried. Within what the method can take.
-    """
-    known = trials[(trials["mean_l0"] > 0) & trials["mean_l0"].notna()].sort_values("knob")
-    if whole:  # the L0 of TopK is its k
-        return float(min(M, max(1, round(wanted))))
-    if len(known) < 2:
-        return float(trials["knob"].iloc[0])
-    knob, l0 = np.log(known["knob"].to_numpy(float)), np.log(known["mean_l0"].to_numpy(float))
-    goal = np.log(wanted)
-    crossings = np.flatnonzero((l0[:-1] - goal) * (l0[1:] - goal) <= 0)
-    if len(crossings):
-        at = int(crossings[0])
-    else:
-        at = 0 if abs(l0[0] - goal) < abs(l0[-1] - goal) else len(l0) - 2
-    rise = l0[at + 1] - l0[at]
-    share = (goal - l0[at]) / rise if abs(rise) > 1e-9 else 0.0
-    value = knob[at] + share * (knob[at + 1] - knob[at])
-    value = min(max(value, knob[0] - np.log(4)), knob[-1] + np.log(4))
-    low, high = CONTENDERS[trials["method"].iloc[0]].ends(M)
-    return float(min(max(np.exp(value), low), high))
 
 
 def _computed(
@@ -334,7 +327,7 @@ def _written(
     for name, part in tables.items():
         write_csv(folder / f"{name}.csv", part)
     for suffix in ("png", "pdf"):
-        draw_compare(table, short, bounds, asked.budget.n, folder / f"compare.{suffix}")
+        draw_compare(short, bounds, asked.budget.n, folder / f"compare.{suffix}")
     result = plain(
         {
             "config": config, "fingerprint": fingerprint(config), "size": options.size, "budget": vars(asked.budget),

@@ -4,43 +4,30 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE, new_figure, save_figure
 
 
-def _mean(values: pd.Series) -> tuple[float, float]:
-    """Mean and half-width of its 95 % t interval (0 for a single seed)."""
-    numbers = values.astype(float).dropna().to_numpy()
-    if not len(numbers):
-        return np.nan, 0.0
-    half = stats.t.ppf(0.975, len(numbers) - 1) * stats.sem(numbers) if len(numbers) > 1 else 0.0
-    return float(numbers.mean()), float(half)
-
-
-def draw_compare(table: pd.DataFrame, short: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) -> None:
+def draw_compare(short: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) -> None:
     """FRR at 0.9 per method: filled at its own best, open at matched L0, over what the width allows.
 
     Args:
-        table: one row per run. short: its summary, which says whether an L0 is the matched one ("x" where it is not).
+        short: a row per world, M, method and point, as `figures.compare.summary` makes it.
         bounds: unused by the recovery panels but for the classical rows.
         n: number of features; M / n of them is the most that M neurons can hold.
     """
-    worlds, widths = list(dict.fromkeys(table["world"])), sorted(set(table["M"]))
-    methods = list(dict.fromkeys(table["method"]))
+    worlds, widths = list(dict.fromkeys(short["world"])), sorted(set(short["M"]))
+    methods = list(dict.fromkeys(short["method"]))
     classical = [row for row in dict.fromkeys(bounds["row"]) if row not in ("true dictionary", "logistic probe")]
     classical = [row for row in classical if bounds[bounds["row"] == row]["FRR 0.9"].notna().any()]
     names = methods + classical
-    aimed = short[short["point"] == "matched L0"]
-    matches = zip(aimed["world"], aimed["method"], aimed["M"], aimed["L0 matched"] == "yes", strict=True)
-    near = {(world, method, M): matched for world, method, M, matched in matches}
     height = 0.5 + 0.17 * len(names)
     figure, panels = new_figure(len(widths), len(worlds), width=2.9, height=height)
     panels = np.asarray(panels).reshape(len(widths), len(worlds))
     for i, M in enumerate(widths):
         for j, world in enumerate(worlds):
             axis = panels[i, j]
-            here = table[(table["world"] == world) & (table["M"] == M)]
+            here = short[(short["world"] == world) & (short["M"] == M)]
             for k, method in enumerate(names):
                 colour = ACCENT if method.startswith(("BA", "GBA")) and method != "BatchTopK" else DARK
                 if method in classical:
@@ -48,13 +35,13 @@ def draw_compare(table: pd.DataFrame, short: pd.DataFrame, bounds: pd.DataFrame,
                     axis.plot(found["FRR 0.9"], [k] * len(found), "D", ms=3.5, color=MIDDLE)
                     continue
                 for point, shift, fill in (("matched L0", 0.17, "white"), ("best", -0.17, colour)):
-                    mean, half = _mean(here[(here["method"] == method) & (here["point"] == point)]["frr_090"])
-                    ends = [[min(half, mean)], [min(half, 1 - mean)]] if half > 0 else None
-                    mark, size = ("o", 3.5) if point == "best" or near.get((world, method, M)) else ("x", 3)
-                    axis.errorbar(mean, k + shift, xerr=ends, fmt=mark, ms=size, lw=0.9, color=colour, mfc=fill)
-            before = _mean(here["frr_090_untrained"])[0]
+                    for _, row in here[(here["method"] == method) & (here["point"] == point)].iterrows():
+                        mean, half = row["FRR 0.9"], np.nan_to_num(row["FRR 0.9 ±"])  # no interval with one seed
+                        ends = [[min(half, mean)], [min(half, 1 - mean)]] if half > 0 else None
+                        mark, size = ("o", 3.5) if point == "best" or row["L0 matched"] == "yes" else ("x", 3)
+                        axis.errorbar(mean, k + shift, xerr=ends, fmt=mark, ms=size, lw=0.9, color=colour, mfc=fill)
             axis.axvline(min(1.0, M / n), color=LIGHT, lw=1)
-            axis.axvline(before, color=LIGHT, lw=1, ls=":")
+            axis.axvline(here["untrained"].mean(), color=LIGHT, lw=1, ls=":")
             axis.set_xlim(-0.03, 1.03)
             axis.set_ylim(len(names) - 0.4, -0.6)
             axis.set_yticks(range(len(names)), names if j == 0 else [""] * len(names), fontsize=7)
@@ -66,7 +53,7 @@ def draw_compare(table: pd.DataFrame, short: pd.DataFrame, bounds: pd.DataFrame,
             if i == len(widths) - 1:
                 axis.set_xlabel("features recovered, cosine > 0.9", fontsize=7)
     told = (
-        f"filled: own best; open: matched L0 (cross: not reached); 95 % intervals, {table['seed'].nunique()} seeds; "
+        f"filled: own best; open: matched L0 (cross: not reached); 95 % intervals, {short['seeds'].max()} seeds; "
         "line: all that M neurons can hold; dotted: untrained"
     )
     figure.suptitle(told, fontsize=7)

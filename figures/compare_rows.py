@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from figures.cells import plain, write_json
-from figures.contenders import Budget
+from figures.contenders import VALIDATION_SEED, Budget
 from figures.experiments import Workers, mean_and_interval
 from simulator import World
 from simulator.config import NUMBERS, fingerprint, to_config
@@ -28,7 +28,7 @@ PENALTIES = tuple(float(f"{value:.3g}") for value in np.geomspace(0.02, 0.3, 5))
 """Tried by every classical learner on the validation seed, on inputs of unit norm."""
 FITTED, CLASSICAL_FITTED = 5, 2
 """Samples that a probe and a classical learner are fitted to, in evaluation sets."""
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 """Raised whenever a stored row changes its meaning."""
 
 
@@ -79,7 +79,6 @@ def _tuned_penalties(
     kinds: Sequence[str], places: Sequence[Place], budget: Budget, store: Path, workers: Workers, progress: Any
 ) -> dict[tuple[str, int, str], float]:
     """The penalty of each learner that is best on the validation seed, by world and width."""
-    from figures.compare import VALIDATION_SEED
     from theory.classical import WITHOUT_PENALTY
 
     shapes = list({(name, M): (name, world, M) for name, world, M, _ in places}.values())
@@ -148,13 +147,15 @@ def _bound(one: dict[str, Any], world: World, budget: Budget) -> dict[str, Any]:
     from theory.codes import code_metrics, normalised
     from theory.geometry import check
     from theory.probes import best_thresholds, probe_scores
+    from theory.validation import unit_rows
 
     seed, kind = one["seed"], one["row"]
     fitted = world.sample(
         budget.samples * (FITTED if kind == "logistic probe" else CLASSICAL_FITTED), seed, name="fitting"
     )
     judged = world.sample(budget.samples, seed, name="evaluation")
-    X_fit, X, H = _unit(fitted.X), *normalised(judged.X, judged.H)
+    X_fit, _ = normalised(fitted.X, fitted.H)
+    X, H = normalised(judged.X, judged.H)
     if kind == "logistic probe":
         found = probe_scores(X_fit, fitted.H, X, judged.H).summary()
         return {
@@ -162,31 +163,21 @@ def _bound(one: dict[str, Any], world: World, budget: Budget) -> dict[str, Any]:
             "seconds": found.get("seconds"), "note": "knows the supports of its training samples",
         }  # fmt: skip
     if kind == "true dictionary":
-        W, seconds, note = _directions(fitted.V), 0.0, "knows V, and supports for a threshold per feature"
+        W, seconds, note = unit_rows(fitted.V), 0.0, "knows V, and supports for a threshold per feature"
         mean = X_fit.mean(axis=0, dtype=np.float64)
-        bars = best_thresholds((X_fit - mean) @ W.T, fitted.H)
+        z_fit = (X_fit - mean) @ W.T
+        bars = best_thresholds(z_fit, fitted.H)
+        # The scale of least squares error on the same samples, as the encoder of the classical rows has it.
+        shown = np.where(z_fit > bars, z_fit, 0.0) @ W
+        a = np.full(len(W), float((shown * (X_fit - mean)).sum() / max((shown * shown).sum(), 1e-300)))
         z = (X - mean) @ W.T
         codes, b_pre = sparse.csr_array(np.where(z > bars, z, 0.0)), mean
-        # The scale of least squares error, as the encoder of the classical rows has it.
-        shown = codes @ W
-        a = np.full(len(W), float((shown * (X - mean)).sum() / max((shown * shown).sum(), 1e-300)))
     else:
         learnt = classical_dictionary(kind, X_fit, one["M"], penalty=one["penalty"], seed=seed, batch=budget.batch)
         if learnt.dictionary is None:
             return {"note": learnt.note, "frr_090": None}
-        W, seconds, note = _directions(learnt.dictionary), learnt.seconds, learnt.note
+        W, seconds, note = unit_rows(learnt.dictionary), learnt.seconds, learnt.note
         codes, a, _, b_pre = threshold_codes(W, X, fit_threshold(W, X_fit))
     recovery = check(judged.V, W, frequencies=world.frequencies(), seed=seed)
     measured = code_metrics(codes, a, W, b_pre, X, H, recovery)
     return {**recovery.summary(), **measured.summary(), "seconds": seconds, "note": note}
-
-
-def _directions(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length in float64; zero rows stay."""
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1.0)
-
-
-def _unit(X: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(X, axis=1, keepdims=True)
-    return (X / np.where(length > 0, length, 1.0)).astype(np.float32)

@@ -31,6 +31,9 @@ from simulator import (
 )
 from simulator.methods import Method
 
+VALIDATION_SEED = 100
+"""Of the trials. Competing seeds are others."""
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -8,17 +8,17 @@ import pytest
 
 from figures.cli import main
 from figures.compare import (
-    VALIDATION_SEED,
+    SEARCHES,
     cell,
     digest,
     first_values,
-    matched,
     own_best,
     paired,
     question,
     summary,
 )
-from figures.contenders import CONTENDERS, WORLDS, perfect_l0
+from figures.contenders import CONTENDERS, VALIDATION_SEED, WORLDS, perfect_l0
+from figures.matched_l0 import close, matched
 from figures.run_options import Compare
 from simulator import BA, GBA, RequestError, TopK
 
@@ -39,11 +39,53 @@ def test_matching_inverts_a_power_law_inside_and_outside():
 
 
 def test_matching_where_little_is_known():
-    assert matched(trials([0.1, 0.2], [np.nan, 3.0]), 5.0, False, 64) == 0.1
-    assert matched(trials([0.1, 0.2, 0.4], [3.0, 3.0, 3.0]), 5.0, False, 64) in (0.1, 0.2)
+    assert matched(trials([0.1, 0.2], [np.nan, 3.0]), 5.0, False, 64) == pytest.approx(0.2)
+    assert matched(trials([0.1, 0.2], [np.nan, np.nan]), 5.0, False, 64) == 0.1
+    assert matched(trials([0.1, 0.2, 0.4], [3.0, 3.0, 3.0]), 5.0, False, 64) == pytest.approx(0.1)
     assert matched(trials([2.0, 4.0], [2.0, 4.0]), 2.9, True, 64) == 3  # TopK: L0 is k
     assert matched(trials([2.0, 4.0], [2.0, 4.0]), 0.2, True, 64) == 1
     assert matched(trials([0.3, 0.6], [1.0, 2.0], method="BA"), 10.0, False, 64) == 0.9  # a share
+
+
+def test_matching_where_l0_turns_round():
+    """L0 need not be monotone in the knob: a line through two trials must not lead away from the goal."""
+    # A valley whose floor lies above the goal: the floor is the best there is, at an end or not.
+    valley = trials([0.01, 0.02, 0.04, 0.06], [31.0, 14.0, 11.3, 13.7])
+    assert matched(valley, 3.0, False, 64) == pytest.approx(0.04)
+    assert matched(valley.iloc[2:], 3.0, False, 64) == pytest.approx(0.01)  # outward, downhill, a quarter
+    # The last trial is the nearest, and L0 falls towards it: outward.
+    assert matched(trials([0.1, 0.2, 0.4], [4.0, 16.0, 8.0]), 2.0, False, 64) == pytest.approx(0.1 / 2**0.5)
+    # Two crossings: the one between trials that recover more.
+    twice = trials([1.0, 2.0, 4.0, 8.0], [2.0, 8.0, 2.0, 1.0], frr_090=[0.1, 0.5, 0.6, 0.2])
+    assert matched(twice, 4.0, False, 64) == pytest.approx(8**0.5)
+    assert matched(twice.assign(frr_090=[0.6, 0.5, 0.1, 0.2]), 4.0, False, 64) == pytest.approx(2**0.5)
+
+
+def test_matching_stays_near_what_was_tried_and_never_moves_away():
+    """On 2,000 random curves: inside an enclosing pair, at most four times beyond an end, or the nearest trial."""
+    rng = np.random.default_rng(0)
+    for _ in range(2_000):
+        knobs = np.sort(rng.uniform(0.01, 1, 5))
+        l0, wanted = np.exp(rng.normal(1, 1, 5)), float(np.exp(rng.normal(1, 1)))
+        value = matched(trials(knobs, l0), wanted, False, 64)
+        gaps = np.log(l0 / wanted)
+        encloses = (gaps.min() <= 0) and (gaps.max() >= 0)
+        if encloses:
+            pairs = np.flatnonzero(gaps[:-1] * gaps[1:] <= 0)
+            assert any(knobs[k] * (1 - 1e-9) <= value <= knobs[k + 1] * (1 + 1e-9) for k in pairs)
+        elif not knobs[0] <= value <= knobs[-1]:
+            end = 0 if value < knobs[0] else 4
+            assert np.abs(gaps).argmin() == end
+            assert 0.25 * (1 - 1e-9) <= value / knobs[end] <= 4 * (1 + 1e-9)
+        else:
+            assert value == pytest.approx(knobs[np.abs(gaps).argmin()])
+
+
+def test_close_means_within_a_tenth():
+    assert close(trials([0.1, 0.2], [2.0, 4.3]), 4.0)
+    assert not close(trials([0.1, 0.2], [2.0, 4.5]), 4.0)
+    assert not close(trials([0.1], [0.0]), 4.0)
+    assert not close(trials([0.1], [np.nan]), 4.0)
 
 
 def test_own_best_breaks_ties_by_the_mean_cosine():
@@ -155,6 +197,26 @@ def command(capsys):
         return stop.value.code, capsys.readouterr()
 
     return run
+
+
+def test_the_search_for_a_matched_l0_counts_for_nothing_else(tmp_path, command):
+    arguments = ["--size", "tiny", "--worlds", "mixture", "--methods", "BA", "Gated", "--widths", "1", "--jobs", "1",
+                 "--out", str(tmp_path)]  # fmt: skip
+    code, _ = command(*arguments)
+    folder = tmp_path / "figures" / "compare-tiny"
+    assert code == 0
+    tuning, table = pd.read_csv(folder / "tuning.csv"), pd.read_csv(folder / "table.csv")
+    wanted = perfect_l0(question(Compare(size="tiny")).world("mixture"), 128)
+    for method in ("BA", "Gated"):
+        mine, found = tuning[tuning["method"] == method], table[table["method"] == method]
+        first, later = mine[mine["round"] == "knob"], mine[mine["round"] == "L0"]
+        assert len(first) == 2 + 2
+        assert len(later) <= SEARCHES
+        assert bool(len(later)) or close(first, wanted)
+        assert (found[found["point"] == "best"]["knob"] == own_best(first, "frr")).all()
+        aim = matched(mine, wanted, False, 128)
+        assert found[found["point"] == "matched L0"]["knob"].to_numpy() == pytest.approx(aim, rel=1e-5)
+    assert "L0" in set(tuning["round"])
 
 
 def test_command_end_to_end(tmp_path, command):

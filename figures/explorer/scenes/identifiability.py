@@ -12,6 +12,7 @@ from simulator.checks import real, whole
 from theory.conditions import Conditions, measure
 from theory.counterexamples import Counterexample, composite
 from theory.identifiability import Identifiability, compare
+from theory.validation import unit_rows
 
 TOLERANCE = 0.05
 """Epsilon up to which two dictionaries count as the same."""
@@ -36,15 +37,15 @@ def alternative(s: int, coherence: float, rho_2: float) -> Counterexample | None
 
 
 def plain_world(s: int, coherence: float, rho_2: float) -> tuple[sparse.csr_array, np.ndarray]:
-    """(H, V) without a composite: two blocks of s features with mutual cosine `coherence`, each 400 times."""
-    block = (1 - coherence) * np.eye(s) + coherence
-    roots = np.linalg.cholesky(block)
-    V = np.zeros((2 * s, 2 * s))
-    V[:s, :s] = V[s:, s:] = roots
+    """(H, V) without a composite: two blocks of features with mutual cosine `coherence`, each 400 times.
+
+    A block has s features, all active in a share `rho_2` of its samples; two that never meet where s = 1.
+    """
+    m = max(s, 2)
+    V = np.kron(np.eye(2), np.linalg.cholesky((1 - coherence) * np.eye(m) + coherence))
     together = round(400 * rho_2) if s > 1 else 0
-    alone = np.tile(np.eye(2 * s), (400 - together, 1))
-    both = np.zeros((2 * together, 2 * s))
-    both[:together, :s] = both[together:, s:] = 1.0
+    alone = np.tile(np.eye(2 * m), (400 - together, 1))
+    both = np.repeat(np.kron(np.eye(2), np.ones(m)), together, axis=0)
     return sparse.csr_array(np.vstack([alone, both])), V
 
 
@@ -59,6 +60,8 @@ def show(s: int, coherence: float, rho_2: float) -> Scene:
     rho_2 = real("rho_2", rho_2, 0.0, 0.95)
     if s == 1 and rho_2 > 0:
         raise RequestError("with s = 1 no two features occur together; take rho_2 = 0, or s >= 2")
+    if s > 1 and rho_2 == 0:
+        raise RequestError("with rho_2 = 0 no two features occur together; take s = 1, or rho_2 > 0")
     pair = alternative(s, coherence, rho_2)
     if pair is None:
         H, V = plain_world(s, coherence, rho_2)
@@ -75,7 +78,7 @@ def show(s: int, coherence: float, rho_2: float) -> Scene:
         right.axis("off")
         right.text(0.5, 0.5, "no composite explains\nthe same data", ha="center", va="center", fontsize=12, color=DARK)
     else:
-        cosines = np.abs(_units(pair.V_prime) @ _units(V).T)
+        cosines = np.abs(unit_rows(pair.V_prime) @ unit_rows(V).T)
         _draw_gram(right, None, "V' (rows) against V (columns)", cosines)
     numbers = {condition.name: condition.slack for condition in (*conditions, conditions.joint)}
     numbers |= {"n": len(V), "alternative": pair is not None}
@@ -115,10 +118,6 @@ def _told(conditions: Conditions, found: Identifiability | None, s: int, coheren
     )
 
 
-def _units(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def _draw_slack(axis, conditions: Conditions) -> None:
     shown = (*conditions, conditions.joint)
     values = [float(np.clip(condition.slack, -2.5, 2.5)) for condition in shown]
@@ -141,7 +140,7 @@ def _draw_slack(axis, conditions: Conditions) -> None:
 def _draw_gram(axis, V: np.ndarray | None, title: str, cosines: np.ndarray | None = None) -> None:
     if cosines is None:
         assert V is not None
-        cosines = np.abs(_units(V) @ _units(V).T)
+        cosines = np.abs(unit_rows(V) @ unit_rows(V).T)
     picture = axis.imshow(cosines, vmin=0, vmax=1, cmap="Greys")
     axis.set_xticks([])
     axis.set_yticks([])
