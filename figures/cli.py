@@ -186,23 +186,14 @@ def _tell(line: str) -> None:
 
 
 def _verify(options: Verify, arguments: list[str]) -> tuple[dict[str, Any], str]:
-    from figures.cells import Cell, run_cell
+    from figures.cells import run_cell
     from figures.report import result_text
-    from figures.run_options import chosen_activations
     from simulator.config import fingerprint
     from simulator.rng import stream
 
     options.refuse_idle()
     stream(options.seed, "check")  # refuses an impossible seed before anything is made
-    cell = Cell(
-        options.world(),
-        options.training(),
-        options.seed,
-        chosen_activations(options.activations, options.layer),
-        options.samples,
-        options.references,
-        pilot=options.targets == "pilot",
-    )
+    cell = options.cell()
     if options.explain is not None:
         _check_feature(options, cell)
     folder = options.out or Path("runs") / f"verify-{fingerprint(cell.config())[:10]}"

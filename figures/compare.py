@@ -24,8 +24,8 @@ from figures.compare_rows import bound_rows
 from figures.contenders import CONTENDERS, VALIDATION_SEED, WORLDS, Budget, chosen, perfect_l0
 from figures.estimate import Estimate, estimate
 from figures.experiments import Experiment, Finished, Workers, compute_missing, finished_cells, mean_and_interval
-from figures.matched_l0 import close, matched
 from figures.run_options import Compare
+from figures.sparsity_match import close, matched
 from simulator import RequestError, World
 from simulator.config import fingerprint
 

@@ -14,6 +14,7 @@ import tyro
 from figures.learner import Learner
 
 if TYPE_CHECKING:
+    from figures.cells import Cell
     from simulator import World
 
 
@@ -119,6 +120,17 @@ class Verify(Learner):
         if folder:
             belongs |= dict.fromkeys(("n", "d"), (False, "a named recipe; a folder brings its own n and d"))
         self.refuse(belongs)
+
+    def cell(self) -> Cell:
+        """What is computed."""
+        from figures.cells import Cell
+        from figures.run_options import chosen_activations
+
+        activations = chosen_activations(self.activations, self.layer)
+        return Cell(
+            self.world(), self.training(), self.seed, activations, self.samples, self.references,
+            pilot=self.targets == "pilot",
+        )  # fmt: skip
 
     def world(self) -> World | None:
         """The world that the options describe; None with --activations."""

@@ -18,8 +18,8 @@ from figures.compare import (
     summary,
 )
 from figures.contenders import CONTENDERS, VALIDATION_SEED, WORLDS, perfect_l0
-from figures.matched_l0 import close, matched
 from figures.run_options import Compare
+from figures.sparsity_match import close, matched
 from simulator import BA, GBA, RequestError, TopK
 
 
@@ -199,7 +199,7 @@ def command(capsys):
     return run
 
 
-def test_the_search_for_a_matched_l0_counts_for_nothing_else(tmp_path, command):
+def test_the_search_for_a_sparsity_match_counts_for_nothing_else(tmp_path, command):
     arguments = ["--size", "tiny", "--worlds", "mixture", "--methods", "BA", "Gated", "--widths", "1", "--jobs", "1",
                  "--out", str(tmp_path)]  # fmt: skip
     code, _ = command(*arguments)

@@ -43,6 +43,18 @@ def test_lesson(lesson, tmp_path):
     assert "**1.**" in solutions and "**2.**" in solutions and solutions.count("\n# %%\n") >= 2
 
 
+def test_the_command_of_the_last_lesson_is_its_training(tmp_path):
+    text = LESSONS[-1].read_text()
+    (command,) = re.findall(r"sae-recovery (verify .*?)```", text.replace("\\\n#", "").replace("\n#", ""), re.DOTALL)
+    file = tmp_path / "same.py"
+    file.write_text(
+        text.split("def train(")[0]
+        + f"from figures.cli import _parse\nasked = _parse({command.split()})\n"
+        + "assert asked.world() == world and asked.training() == trainings['GBA']\nprint(asked.method)\n"
+    )
+    assert run(file, tmp_path).strip().endswith("gba")
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda file: file.stem)
 def test_the_python_of_a_guide(guide, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)

@@ -42,19 +42,19 @@ assert world == World(128, 48, Bernoulli(3, Zipf(0.6)), coefficients=HalfNormal(
 
 # %%
 BUDGET = {"neurons": 192, "steps": 1_200, "batch": 512, "learning_rate": 5e-3, "decay": 0.3}
+trainings = {
+    "GBA": Training(GBA(htf=0.1, ltf=0.002, groups=8), start_bias="quantile", **BUDGET),
+    "TopK": Training(TopK(4), start_scale=1.0, **BUDGET),
+}
 
 
 def train(name, seed):
     source = world.stream(seed)
-    if name == "GBA":
-        training = Training(GBA(htf=0.1, ltf=0.002, groups=8), start_bias="quantile", **BUDGET)
-    else:
-        training = Training(TopK(4), start_scale=1.0, **BUDGET)
-    return source.V, fit(source, training, seed, threads=1)
+    return source.V, fit(source, trainings[name], seed, threads=1)
 
 
 judged, fits = {}, {}
-for name in ("GBA", "TopK"):
+for name in trainings:
     V, outcome = train(name, seed=0)
     fits[name] = outcome
     judged[name] = check(V, outcome.W, W_start=outcome.W_start, frequencies=world.frequencies())
@@ -134,13 +134,14 @@ assert low <= failures / len(seeds) <= high and needed > 50
 #
 # ## From here to a command line
 #
-# All of it is one command. It writes a report folder with `result.json` (every number, the configuration and the
-# versions), `fit.safetensors` and `world.safetensors` ($W$ and $V$), `features.csv` and `neurons.csv` (one row for
-# each), `history.csv` and `report.png`. Stopped in the middle, the same command continues:
+# The training of GBA and its verdict are one command. It writes a report folder with `result.json` (every number, the
+# configuration and the versions), `fit.safetensors` and `world.safetensors` ($W$ and $V$), `features.csv` and
+# `neurons.csv` (one row for each), `history.csv` and `report.png`. Stopped in the middle, the same command continues:
 #
 # ```
 # sae-recovery verify --n 128 --d 48 --support bernoulli --s 3 --zipf 0.6 --coefficients half-normal --no-unit-rows \
-#   --noise 0.02 --method gba --htf 0.1 --ltf 0.002 --groups 8 --neurons 192 --steps 1200 --learning-rate 0.005
+#   --noise 0.02 --method gba --htf 0.1 --ltf 0.002 --groups 8 --neurons 192 --steps 1200 --learning-rate 0.005 \
+#   --decay 0.3 --start-bias quantile
 # ```
 #
 # The page "Your own world" of `sae-recovery explore` writes such a line for whatever you choose there.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from figures.cells import Cell, run_cell
+from figures.cells import run_cell
 from figures.explorer.scenes.scene import Scene, panel
 from figures.options import Verify
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
@@ -39,14 +39,6 @@ def options(**dials: Any) -> Verify:
     return asked
 
 
-def cell_of(asked: Verify) -> Cell:
-    """What is computed."""
-    pilot = asked.method == "gba" and asked.targets == "pilot"
-    return Cell(
-        asked.world(), asked.training(), asked.seed, samples=asked.samples, references=asked.references, pilot=pilot
-    )  # fmt: skip
-
-
 def command_line(asked: Verify) -> str:
     """The command that repeats the run: every option that differs from its default."""
     words = ["sae-recovery", "verify"]
@@ -66,7 +58,7 @@ def command_line(asked: Verify) -> str:
 
 def config_text(asked: Verify) -> str:
     """The configuration as JSON: world, training, seed, all that decides the numbers."""
-    return json.dumps(cell_of(asked).config(), indent=1) + "\n"
+    return json.dumps(asked.cell().config(), indent=1) + "\n"
 
 
 def train(asked: Verify, progress: Callable[[int, float], None]) -> dict[str, Any]:
@@ -74,7 +66,7 @@ def train(asked: Verify, progress: Callable[[int, float], None]) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="sae-recovery-") as place:
         folder = Path(place) / "run"
         result = run_cell(
-            cell_of(asked), folder, threads=1, checkpoint_seconds=1e9, progress=progress, picture=False, arrays=False
+            asked.cell(), folder, threads=1, checkpoint_seconds=1e9, progress=progress, picture=False, arrays=False
         )  # fmt: skip
         tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("history", "features", "neurons")
                   if (folder / f"{name}.csv").exists()}  # fmt: skip
