@@ -8,14 +8,17 @@ import time
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, sparse, stats
 
 from figures.cli import _parse
+from figures.explorer import background
 from figures.explorer.background import Training
 from figures.explorer.scenes import adaptation, identifiability, model, own_world, resonance
 from simulator import BA, Exactly, RequestError, TwoSided, UnitSphere, World, fit
 from simulator import Training as Settings
+from theory.conditions import measure
 from theory.geometry import best_cosines
+from theory.identifiability import compare
 
 
 @pytest.mark.parametrize("d", [2, 3, 8])
@@ -87,6 +90,22 @@ def test_an_alternative_appears_where_a_composite_can_exist(dials, there):
         assert scene.numbers["joint"] > 0 or dials[2] == 0
 
 
+def test_a_rival_that_breaks_the_hypotheses_is_named():
+    """V' = I and H' = X explain data without negative entries exactly, are another dictionary, and break H3."""
+    H, V = identifiability.plain_world(2, 0.45, 0.1)
+    X = sparse.csr_array(H @ V)
+    found = compare(V, np.eye(len(V)), H=H, H_prime=X, draws=0, tolerance=identifiability.TOLERANCE)
+    assert found.difference < 1e-12 and found.forward.verdict == "not equivalent"
+    assert measure(X, np.eye(len(V))).H3.slack < 0
+    text = identifiability.show(2, 0.45, 0.1).text
+    assert "All four hypotheses hold" in text and "V' = I" in text and "break H3" in text
+    assert "V' = I" not in identifiability.show(2, 0.0, 0.1).text  # there the axes are V
+
+
+def test_the_coherence_dial_is_measured_where_features_never_meet():
+    assert identifiability.show(1, 0.9, 0.0).numbers["V1"] == pytest.approx(math.log(0.5 / 0.9))
+
+
 def test_impossible_co_occurrence_says_why():
     with pytest.raises(RequestError, match="s = 1"):
         identifiability.show(1, 0.3, 0.2)
@@ -101,6 +120,12 @@ def test_the_threshold_meets_its_target():
     assert resting["one-sided threshold"] == 0.4 > resting["two-sided threshold"]
     # one that never fires is raised by its group
     assert adaptation.show(0.03, 0.9, 0.95).numbers["one-sided threshold"] < 0.95
+
+
+def test_a_neuron_that_has_not_come_to_rest_is_said():
+    assert "Still on its way" not in adaptation.show(0.03, 0.9, 0.0).text
+    assert "adaptations: one-sided and two-sided" in adaptation.show(0.001, 0.9, 0.0).text
+    assert "adaptations: two-sided" in adaptation.show(0.03, 0.9, 1.0).text
 
 
 def test_one_neuron_moves_as_in_the_trainer():
@@ -138,6 +163,16 @@ def test_a_live_run_is_the_library_s_run():
     assert f"learned **{trial.shares[-1]:.2f}**" in scene.text
 
 
+def test_a_run_is_drawn_while_it_appends():
+    place = resonance.Place(64, 24, 2, 128)
+    trial = resonance.Trial(place, 0.04, 0, steps=[0, 50], shares=[0.0])
+    assert resonance.show(place, 0.04, [trial]).numbers["measured"] == 0
+
+
+def test_the_edge_of_the_picture_is_no_edge_of_the_band():
+    assert "p / f up to" in resonance.show(resonance.Place(), 0.01).text
+
+
 def test_the_band_is_drawn_where_p_is_below_a_half_and_refused_beyond():
     place = resonance.Place(64, 24, 8, 128)
     ratios, shares = resonance.band(place)
@@ -169,6 +204,33 @@ def test_a_training_in_the_background_stops_and_tells_errors():
     assert done.wait(10) and done.result == 7 and not done.running
 
 
+def test_a_training_that_nobody_watches_ends(monkeypatch):
+    monkeypatch.setattr(background, "PATIENCE", 0.2)
+
+    def endless(progress):
+        for step in range(10**9):
+            progress(step, 1.0)
+            time.sleep(1e-3)
+
+    training = Training(endless, 10**9)
+    for _ in range(10):
+        time.sleep(0.05)
+        assert training.running  # who asks goes on watching
+    time.sleep(1.0)
+    assert not training.running and training.stopped and training.error == ""
+    other = Training(endless, 10**9)
+    background.stop_all(10)
+    assert other.stopped and not other.running
+
+
+def test_an_empty_dial_and_an_impossible_seed_are_one_line():
+    for name in ("n", "d", "s", "neurons", "steps", "seed"):
+        with pytest.raises(RequestError, match=f"{name} is empty"):
+            own_world.options(**SMALL | {name: None})
+    with pytest.raises(RequestError, match="seed"):
+        own_world.options(**SMALL | {"seed": 1.5})
+
+
 SMALL = {"n": 32, "d": 16, "s": (2,), "method": "ba", "p": 0.08, "neurons": 64, "steps": 60}
 
 
@@ -193,7 +255,7 @@ def test_the_verdict_is_that_of_verify(tmp_path, capsys):
     scene = own_world.show(asked, result)
     words = shlex.split(own_world.command_line(asked))[1:]
     with pytest.raises(SystemExit) as stop:
-        main([*words, "--out", str(tmp_path / "x"), "--threads", "1", "--json"])
+        main([*words, "--out", str(tmp_path / "x"), "--json"])
     assert stop.value.code == 0
     printed = json.loads(capsys.readouterr().out)
     for key in ("frr_090", "mcc", "feature_f1", "mean_l0", "loss"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -32,20 +33,28 @@ return words.join(' ')"""
 IMAGE = "const image = document.querySelector('img[alt]'); return image && image.naturalWidth ? image.src : null"
 
 
-@pytest.fixture(scope="module")
-def address(driver):
+@contextlib.contextmanager
+def serving():
+    """A server of its own: (its process, its address)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "figures.cli", "explore", "--port", str(port), "--no-browser"], stderr=subprocess.PIPE
-    )
+        [sys.executable, "-m", "figures.cli", "explore", "--port", str(port), "--no-browser"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         until(lambda: answers(port), "the server")
-        yield f"http://127.0.0.1:{port}"
+        yield server, f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
+        server.kill()
         server.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def address(driver):
+    with serving() as (_, at):
+        yield at
 
 
 def answers(port):
@@ -129,7 +138,7 @@ def test_the_model(page, address):
 
 def test_identifiability(page, address):
     opened(page, address, "identifiability")
-    shows(page, "No alternative here")
+    shows(page, "No composite explains the same data")
     before = page.execute_script(IMAGE)
     press(page, "coherence", RIGHT, 20)
     scene = identifiability.show(4, 0.3, 0.1)
@@ -182,6 +191,22 @@ def test_a_world_of_your_own(page, address):
     number(page, "features n", "32")
     shows(page, "Not possible: s = 64 exceeds the number of features n = 32")
     readable(page)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+def test_the_server_ends_at_once_in_mid_training_and_leaves_nothing(driver, number, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with serving() as (server, at):
+        driver.get(f"{at}/own-world/")
+        shows(driver, "sae-recovery verify --method ba --steps 2000")
+        button(driver, "Train").send_keys(ENTER)
+        until(lambda: driver.find_elements("css selector", "progress[aria-label=training]"), "progress")
+        assert list(tmp_path.glob("sae-recovery-*"))
+        server.send_signal(number)
+        told = server.communicate(timeout=30)
+        assert server.returncode == 0
+        assert "Traceback" not in told[0] + told[1]
+        assert not list(tmp_path.glob("sae-recovery-*"))
 
 
 def button(page, label):

@@ -49,9 +49,10 @@ assert random.forward.verdict == "not equivalent"
 # %% [markdown]
 # ## The hypotheses, as slack
 #
-# The paper (Chen et al. 2025, arXiv:2506.14002) shows that a factorisation is identifiable under four conditions.
-# They are asymptotic ("$s = O(1)$", "$\rho_2 \ll n^{-1/2}$"); to measure them the toolkit gives each a finite
-# surrogate:
+# The paper (Chen et al. 2025, arXiv:2506.14002) shows that among all factorisations that meet four conditions the
+# features are the same. *All*: a rival must meet them too. One that does not can often be written down at once, such
+# as $V' = I$, $H' = X$ for data without negative entries. The conditions are asymptotic ("$s = O(1)$",
+# "$\rho_2 \ll n^{-1/2}$"); to measure them the toolkit gives each a finite surrogate:
 #
 # | condition | asymptotic | surrogate |
 # |---|---|---|

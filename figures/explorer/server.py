@@ -2,12 +2,16 @@
 
 import contextlib
 import io
+import os
+import signal
 import socket
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
+from figures.explorer.background import stop_all
 from figures.run_options import Explore
 from simulator import RequestError
 
@@ -67,8 +71,18 @@ def explore(options: Explore, tell: Callable[[str], None]) -> None:
     if options.browser:
         threading.Timer(0.5, webbrowser.open, (address,)).start()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    signal.signal(signal.SIGTERM, _leave)  # what uvicorn raises again after its own shutdown
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+    stop_all(5.0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The kernels of marimo's pages wait for input in threads that the interpreter would join for ever.
+    os._exit(0)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _listener(port: int) -> socket.socket:

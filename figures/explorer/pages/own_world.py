@@ -96,7 +96,7 @@ def _(
     zipf,
 ):
     chosen = {
-        "n": n.value, "d": d.value, "s": (s.value,), "support": support.value, "zipf": zipf.value,
+        "n": n.value, "d": d.value, "s": s.value and (s.value,), "support": support.value, "zipf": zipf.value,
         "dictionary": dictionary.value, "coefficients": coefficients.value, "noise": noise.value, "seed": seed.value,
         "method": method.value, "neurons": neurons.value, "steps": steps.value, "learning_rate": float(rate.value),
     }  # fmt: skip
@@ -126,7 +126,8 @@ def _(asked, mo, own_world, reason, refused):
                 mo.download(own_world.config_text(asked).encode(), "config.json", "application/json",
                             label="Download the config"),
                 mo.download((line + "\n").encode(), "command.sh", "text/x-sh", label="Download the command"),
-            ], justify="start"),
+                mo.md("The command repeats the run; the config is what its `result.json` records."),
+            ], justify="start", align="center", wrap=True),
         ])  # fmt: skip
     told
     return

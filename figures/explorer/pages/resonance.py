@@ -16,8 +16,8 @@ def _():
 
     heading(
         "resonance",
-        "A neuron learns a feature only if its target frequency p resonates with the feature's own frequency f. Slide "
-        "p through the band, train at any place, and compare with the prediction.",
+        "A neuron learns a feature if its target frequency p resonates with the feature's own frequency f: far above "
+        "it nothing is learned, below it less or more slowly. Slide p through the band, train at any place, compare.",
     )
     return Place, RequestError, STEPS, Training, Trial, bar, dials, mo, refused, show, shown
 

@@ -123,7 +123,18 @@ def show(p: float, cosine: float, start: float, s: int = 3, seed: int = 0) -> Sc
         f"ceiling: below it nothing moves unless the neuron never fires) and in **{two:.4f}** under the two-sided rule "
         f"(p is a set point).\n\n"
         f"With the one-sided rule it sees {numbers['one-sided own']:.0%} of its feature's samples and fires on "
-        f"{numbers['one-sided spurious']:.2%} of the others. A random neuron would meet p at the threshold "
-        f"Φ̄⁻¹(p)/√d = {predicted:.2f}."
+        f"{numbers['one-sided spurious']:.2%} of the others.{_still(numbers, p)} A random neuron would meet p at the "
+        f"threshold Φ̄⁻¹(p)/√d = {predicted:.2f}."
     )
     return Scene(pictures, text, numbers)
+
+
+def _still(numbers: dict[str, float], p: float) -> str:
+    """Which rules have not come to rest: above the ceiling, or off the set point, by more than a fifth."""
+    high, low = 1.2 * p, 0.8 * p
+    moving = [
+        name
+        for name in RULES
+        if numbers[f"{name} frequency"] > high or (name == "two-sided" and numbers[f"{name} frequency"] < low)
+    ]
+    return f" **Still on its way** after {ADAPTATIONS} adaptations: {' and '.join(moving)}." if moving else ""

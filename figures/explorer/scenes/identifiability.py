@@ -29,7 +29,7 @@ def alternative(s: int, coherence: float, rho_2: float) -> Counterexample | None
     """Two dictionaries that explain the same data, one of them with a composite feature; None where there is none.
 
     A feature that is a combination of s others exists only where s max |cos| >= 1, and is told from its parts only
-    by samples in which they occur together.
+    by samples in which they occur together. Dictionaries that violate a hypothesis themselves are not looked for.
     """
     if s < 2 or s * coherence < 1 - 1e-9 or rho_2 < 1 / 400:
         return None
@@ -60,17 +60,17 @@ def show(s: int, coherence: float, rho_2: float) -> Scene:
     rho_2 = real("rho_2", rho_2, 0.0, 0.95)
     if s == 1 and rho_2 > 0:
         raise RequestError("with s = 1 no two features occur together; take rho_2 = 0, or s >= 2")
-    if s > 1 and rho_2 == 0:
-        raise RequestError("with rho_2 = 0 no two features occur together; take s = 1, or rho_2 > 0")
     pair = alternative(s, coherence, rho_2)
     if pair is None:
         H, V = plain_world(s, coherence, rho_2)
         conditions, found = measure(H, V), None
+        axes = measure(sparse.csr_array(H @ V), np.eye(len(V)))
     else:
         V = pair.V
         found = compare(V, pair.V_prime, H=pair.H, H_prime=pair.H_prime, tolerance=TOLERANCE, draws=0)
         conditions = found.conditions[0]
         assert conditions is not None
+        axes = None
     pictures, (left, middle, right) = zip(panel(), panel(), panel(), strict=True)
     _draw_slack(left, conditions)
     _draw_gram(middle, V, "cosines within V")
@@ -84,20 +84,38 @@ def show(s: int, coherence: float, rho_2: float) -> Scene:
     numbers |= {"n": len(V), "alternative": pair is not None}
     if found is not None:
         numbers |= {"difference": found.difference, "eps_lower": found.forward.eps_lower}
-    return Scene(pictures, _told(conditions, found, s, coherence, rho_2), numbers)
+    return Scene(pictures, _told(conditions, found, axes, s, coherence, rho_2), numbers)
 
 
-def _told(conditions: Conditions, found: Identifiability | None, s: int, coherence: float, rho_2: float) -> str:
-    broken = [condition.name for condition in conditions if not condition.slack > 0]
+def _broken(conditions: Conditions) -> list[str]:
+    return [condition.name for condition in conditions if not condition.slack > 0]
+
+
+def _told(
+    conditions: Conditions,
+    found: Identifiability | None,
+    axes: Conditions | None,
+    s: int,
+    coherence: float,
+    rho_2: float,
+) -> str:
+    """What to see. `axes`: the conditions of V' = I, which explains any data without negative entries."""
+    broken = _broken(conditions)
     state = f"Broken: **{', '.join(broken)}**." if broken else "All four hypotheses hold at this finite size."
     if found is None:
         if rho_2 < 1 / 400 or s < 2:
-            why = "no two features ever occur together, so every sample shows one feature alone"
+            why = "no two features ever occur together, so every sample shows one feature alone (and has s = 1)"
         else:
             why = f"s · max |cos| = {s * coherence:.2f} < 1: any s + 1 features are linearly independent"
+        others = (
+            f" A dictionary that breaks a hypothesis itself is no rival to the theorem: the axes, V' = I with H' = X, "
+            f"explain these data too and break {', '.join(_broken(axes))}."
+            if axes is not None and coherence > 0 and _broken(axes)
+            else ""
+        )
         return (
-            f"{state}\n\n**No alternative here**: {why}. (Alternatives of another kind, from rare large "
-            "coefficients, are the H2 family of `theory.counterexamples`.)"
+            f"{state}\n\n**No composite explains the same data**: {why}.{others} (Alternatives from rare large "
+            "coefficients are the H2 family of `theory.counterexamples`.)"
         )
     lower, upper = found.forward.eps_lower, found.forward.eps_upper
     far = f"between {lower:.3f} and {upper:.3f}" if upper - lower > 5e-4 else f"{upper:.3f}"

@@ -15,7 +15,7 @@ from figures.cells import run_cell
 from figures.explorer.scenes.scene import Scene, panel
 from figures.options import Verify
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
-from simulator import RequestError
+from simulator import RequestError, stream
 
 SAMPLES = 5_000
 """Fresh samples on which the codes are judged."""
@@ -29,13 +29,17 @@ def options(**dials: Any) -> Verify:
     Raises:
         RequestError: an impossible combination, or one too large for a page.
     """
+    for name, value in dials.items():
+        if value is None:
+            raise RequestError(f"{name} is empty; type a number")
     for name, most in LARGEST.items():
         if dials.get(name, 0) > most:
             raise RequestError(f"{name} = {dials[name]} is too large for a page; take at most {most}")
-    asked = Verify(**dials, samples=SAMPLES, references=False)
+    # One thread leaves the page responsive, and sums in one order.
+    asked = Verify(**dials, samples=SAMPLES, references=False, threads=1)
     asked.refuse_idle()
-    asked.world()
-    asked.training()
+    asked.cell().config()
+    stream(asked.seed, "check")  # refuses an impossible seed
     return asked
 
 
@@ -66,7 +70,8 @@ def train(asked: Verify, progress: Callable[[int, float], None]) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="sae-recovery-") as place:
         folder = Path(place) / "run"
         result = run_cell(
-            asked.cell(), folder, threads=1, checkpoint_seconds=1e9, progress=progress, picture=False, arrays=False
+            asked.cell(), folder, threads=asked.threads, checkpoint_seconds=1e9, progress=progress, picture=False,
+            arrays=False,
         )  # fmt: skip
         tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("history", "features", "neurons")
                   if (folder / f"{name}.csv").exists()}  # fmt: skip

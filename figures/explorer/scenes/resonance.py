@@ -108,10 +108,11 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
     left.set_title("predicted band and live runs", fontsize=10)
     numbers = {"predicted": expected, "f": place.f, "measured": float("nan")}
     latest = trials[-1] if trials else None
-    waiting = "no run yet" if latest is None else "running"
-    if latest is not None and latest.shares:
-        middle.plot(latest.steps, latest.shares, color=ACCENT, lw=1.6)
-        numbers["measured"] = latest.shares[-1]
+    waiting = "no run yet" if latest is None else "no result yet"
+    shares_so_far = [] if latest is None else list(latest.shares)  # a live run goes on appending
+    if latest is not None and shares_so_far:
+        middle.plot(latest.steps[: len(shares_so_far)], shares_so_far, color=ACCENT, lw=1.6)
+        numbers["measured"] = shares_so_far[-1]
     else:
         middle.text(STEPS / 2, 0.5, waiting, ha="center", color=MIDDLE)
     if latest is not None and latest.cosines:
@@ -129,10 +130,12 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
     right.set_ylabel("features")
     right.set_title("features at the end", fontsize=10)
     inside = ratios[shares > 0.5]
-    edges = f"{inside[0]:.2g} to {inside[-1]:.2g}" if len(inside) else "nowhere"
+    edges = "nowhere"
+    if len(inside):  # an end of what is drawn is no end of the band
+        edges = f"up to {inside[-1]:.2g}" if inside[0] == ratios[0] else f"in {inside[0]:.2g} to {inside[-1]:.2g}"
     text = (
         f"f = s / n = {place.f:.4f}, p = {p:.4f} = **{p / place.f:.2f} f**: predicted share **{expected:.2f}**. More "
-        f"than half of the features should be learned for p / f {'in ' if len(inside) else ''}{edges}."
+        f"than half of the features should be learned for p / f {edges}."
     )
     if latest is not None and latest.cosines:
         text += f" The last run, at {latest.p / place.f:.2f} f, learned **{numbers['measured']:.2f}**."
