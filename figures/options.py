@@ -5,7 +5,7 @@ Light on purpose: `--help` and bad options are answered without loading torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -65,6 +65,10 @@ class Verify(Learner):
     layer: str | None = None
     """Layer of a store that holds several."""
 
+    config: Path | None = None
+    """Repeat the run of this result.json, or of a configuration that the explorer gave, instead of the options of a
+    world and a training."""
+
     # The run.
     seed: int = 0
     """Decides everything random: V, H, initialisation, batches, each from a stream of its own."""
@@ -117,15 +121,27 @@ class Verify(Learner):
         if self.recipe is not None:
             belongs |= dict.fromkeys(world[2:], (False, "a world of your own, not to --recipe"))
             belongs["recipe"] = (not data, "a world, not to --activations")
+        if self.config is not None:
+            chosen = {"seed", "samples", "references", "recipe", "features", "activations", "layer"}
+            learner = {field.name for field in fields(Learner)}
+            belongs |= dict.fromkeys(chosen | set(world) | learner, (False, "a run of your own, not to --config"))
         if folder:
             belongs |= dict.fromkeys(("n", "d"), (False, "a named recipe; a folder brings its own n and d"))
         self.refuse(belongs)
 
     def cell(self) -> Cell:
-        """What is computed."""
+        """What is computed.
+
+        Raises:
+            RequestError: an impossible combination, or a stored configuration that cannot be repeated.
+        """
         from figures.cells import Cell
         from figures.run_options import chosen_activations
 
+        if self.config is not None:
+            from figures.stored_config import stored_cell
+
+            return stored_cell(self.config)
         activations = chosen_activations(self.activations, self.layer)
         return Cell(
             self.world(), self.training(), self.seed, activations, self.samples, self.references,

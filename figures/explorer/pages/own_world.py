@@ -126,7 +126,7 @@ def _(asked, mo, own_world, reason, refused):
                 mo.download(own_world.config_text(asked).encode(), "config.json", "application/json",
                             label="Download the config"),
                 mo.download((line + "\n").encode(), "command.sh", "text/x-sh", label="Download the command"),
-                mo.md("The command repeats the run; the config is what its `result.json` records."),
+                mo.md("Either repeats the run; the config by `sae-recovery verify --config config.json --threads 1`."),
             ], justify="start", align="center", wrap=True),
         ])  # fmt: skip
     told
