@@ -56,7 +56,7 @@ test: lint
 # Runs the five lessons and checks every link.
 docs: install
 	$(BIN)/mkdocs build --quiet --strict
-	@echo "the site is in site/index.html"
+	@echo "the site is in site/index.html; its search works when served: python -m http.server -d site"
 
 clean:
 	rm -rf $(VENV) demo bridge-demo build dist site
