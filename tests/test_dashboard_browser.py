@@ -52,6 +52,7 @@ def page(request, driver, made):
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     driver.get("about:blank")
+    driver.get_log("browser")  # what pages of other tests have left there
     driver.get(made[0].as_uri())
     yield driver
     assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []

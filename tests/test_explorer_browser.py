@@ -207,6 +207,7 @@ def test_the_server_ends_at_once_in_mid_training_and_leaves_nothing(driver, numb
         assert server.returncode == 0
         assert "Traceback" not in told[0] + told[1]
         assert not list(tmp_path.glob("sae-recovery-*"))
+    driver.get("about:blank")
 
 
 def button(page, label):
