@@ -15,7 +15,7 @@ from theory.resonance import Setting, predict
 TAU = 0.9
 """Cosine above which a feature counts as recovered."""
 BATCH, STEPS, BUFFER = 512, 1_500, 5_120
-RATIOS = np.geomspace(0.02, 40, 56)
+RATIOS = np.geomspace(0.02, 40, 40)
 """p / f at which the prediction is drawn."""
 
 
