@@ -19,6 +19,7 @@ from simulator import Training as Settings
 from theory.conditions import measure
 from theory.geometry import best_cosines
 from theory.identifiability import compare
+from theory.resonance import predict
 
 
 @pytest.mark.parametrize("d", [2, 3, 8])
@@ -170,7 +171,16 @@ def test_a_run_is_drawn_while_it_appends():
 
 
 def test_the_edge_of_the_picture_is_no_edge_of_the_band():
-    assert "p / f up to" in resonance.show(resonance.Place(), 0.01).text
+    text = resonance.show(resonance.Place(), 0.01).text
+    edge = float(text.split("p / f up to ")[1].rstrip("."))
+    place = resonance.Place()
+    found = predict([place.setting(ratio * place.f) for ratio in (edge - 0.15, edge + 0.15)], resonance.TAU).recovered
+    assert found[0] > 0.5 > found[1]
+    ratios = np.array([1.0, 2.0, 4.0])
+    assert resonance._edges(ratios, np.array([0.0, 1.0, 0.0])) == "in 1.4 to 2.8"
+    assert resonance._edges(ratios, np.array([0.0, 1.0, 1.0])) == "from 1.4 on"
+    assert resonance._edges(ratios, np.array([1.0, 1.0, 1.0])) == "everywhere"
+    assert resonance._edges(ratios, np.array([0.1, 0.5, 0.1])) == "nowhere"
 
 
 def test_the_band_is_drawn_where_p_is_below_a_half_and_refused_beyond():

@@ -129,10 +129,7 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
     right.set_xlabel("cosine with the nearest neuron")
     right.set_ylabel("features")
     right.set_title("features at the end", fontsize=10)
-    inside = ratios[shares > 0.5]
-    edges = "nowhere"
-    if len(inside):  # an end of what is drawn is no end of the band
-        edges = f"up to {inside[-1]:.2g}" if inside[0] == ratios[0] else f"in {inside[0]:.2g} to {inside[-1]:.2g}"
+    edges = _edges(ratios, shares)
     text = (
         f"f = s / n = {place.f:.4f}, p = {p:.4f} = **{p / place.f:.2f} f**: predicted share **{expected:.2f}**. More "
         f"than half of the features should be learned for p / f {edges}."
@@ -140,3 +137,21 @@ def show(place: Place, p: float, trials: Sequence[Trial] = ()) -> Scene:
     if latest is not None and latest.cosines:
         text += f" The last run, at {latest.p / place.f:.2f} f, learned **{numbers['measured']:.2f}**."
     return Scene(pictures, text, numbers)
+
+
+def _edges(ratios: np.ndarray, shares: np.ndarray) -> str:
+    """Where more than half is learned, in words; an end of what is drawn is no end of the band."""
+    inside = np.flatnonzero(shares > 0.5)
+    if not len(inside):
+        return "nowhere"
+
+    def crossing(i: int, j: int) -> float:
+        share = (0.5 - shares[i]) / (shares[j] - shares[i])
+        return float(np.exp(np.log(ratios[i]) + share * np.log(ratios[j] / ratios[i])))
+
+    first, last = int(inside[0]), int(inside[-1])
+    low = None if first == 0 else crossing(first - 1, first)
+    high = None if last == len(ratios) - 1 else crossing(last, last + 1)
+    if low is None:
+        return "everywhere" if high is None else f"up to {high:.2g}"
+    return f"from {low:.2g} on" if high is None else f"in {low:.2g} to {high:.2g}"
