@@ -146,16 +146,15 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
         more = CONTENDERS[entry[1]].refined(list(mine["knob"]), own_best(mine, asked.criterion), entry[2])
         trials += [attempt(entry, value) for value in more]
     tuning = table_of(compute("tuning, second round", trials)).assign(round="knob")
-    searches: list = []
+    seen, searches = tuning, []
     for _ in range(SEARCHES):
-        seen = _with(tuning, table_of(compute("looking for the matched L0", searches)))
         for entry in tuned:
             mine, wanted = rows_of(seen, *entry), perfect_l0(asked.world(entry[0]), entry[2])
-            if not CONTENDERS[entry[1]].whole and not close(mine, wanted):
-                value = typed(matched(mine, wanted, False, entry[2]))
-                if value not in set(mine["knob"]):
-                    searches.append(attempt(entry, value))
-    seen = _with(tuning, table_of(compute("looking for the matched L0", searches)))
+            value = typed(matched(mine, wanted, entry[2]))
+            if not CONTENDERS[entry[1]].whole and not close(mine, wanted) and value not in set(mine["knob"]):
+                searches.append(attempt(entry, value))
+        found = table_of(compute("looking for the matched L0", searches)).assign(round="L0")
+        seen = pd.concat([tuning, found], ignore_index=True)
     finals = []
     for world, method, M in asked.entries():
         points = {"best": 0.0}
@@ -164,7 +163,7 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
             wanted = perfect_l0(asked.world(world), M)
             points = {
                 "best": own_best(mine, asked.criterion),
-                "matched L0": matched(rows_of(seen, world, method, M), wanted, CONTENDERS[method].whole, M),
+                "matched L0": matched(rows_of(seen, world, method, M), wanted, M),
             }
         for point, value in points.items():
             for seed in asked.seeds:
@@ -182,10 +181,6 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
 def typed(value: float) -> float:
     """The value as a number that a person can type again."""
     return float(f"{value:.6g}")
-
-
-def _with(tuning: pd.DataFrame, searches: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([tuning, searches.assign(round="L0")], ignore_index=True) if len(searches) else tuning
 
 
 def label(world: str, method: str, M: int) -> dict[str, Any]:

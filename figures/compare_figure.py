@@ -13,7 +13,7 @@ def draw_compare(short: pd.DataFrame, bounds: pd.DataFrame, n: int, path: Path) 
 
     Args:
         short: a row per world, M, method and point, as `figures.compare.summary` makes it.
-        bounds: unused by the recovery panels but for the classical rows.
+        bounds: of its rows, those of classical learners are drawn.
         n: number of features; M / n of them is the most that M neurons can hold.
     """
     worlds, widths = list(dict.fromkeys(short["world"])), sorted(set(short["M"]))

@@ -9,7 +9,7 @@ CLOSE = 1.1
 """A trial whose L0 is within this factor of the wanted one needs no further trial."""
 
 
-def matched(trials: pd.DataFrame, wanted: float, whole: bool, M: int) -> float:
+def matched(trials: pd.DataFrame, wanted: float, M: int) -> float:
     """The knob value whose L0 should be `wanted`: log L0 is interpolated in log knob.
 
     Between the two neighbouring trials that enclose `wanted`; where several pairs do (L0 need not be monotone in the
@@ -20,10 +20,10 @@ def matched(trials: pd.DataFrame, wanted: float, whole: bool, M: int) -> float:
     Args:
         trials: rows with method, knob, mean_l0 and frr_090 of one competitor.
         wanted: L0.
-        whole: whether the knob is the L0 itself, as a whole number.
         M: number of neurons.
     """
-    if whole:  # the L0 of TopK is its k
+    contender = CONTENDERS[trials["method"].iloc[0]]
+    if contender.whole:  # the L0 of TopK is its k
         return float(min(M, max(1, round(wanted))))
     known = trials[(trials["mean_l0"] > 0) & trials["mean_l0"].notna()].sort_values("knob")
     if known.empty:
@@ -32,7 +32,7 @@ def matched(trials: pd.DataFrame, wanted: float, whole: bool, M: int) -> float:
     value = _inside(knob, gap, known["frr_090"].fillna(0.0).to_numpy(float))
     if value is None:
         value = _outside(knob, gap)
-    low, high = CONTENDERS[trials["method"].iloc[0]].ends(M)
+    low, high = contender.ends(M)
     return float(min(max(np.exp(value), low), high))
 
 

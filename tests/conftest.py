@@ -62,3 +62,14 @@ def driver(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=Service(chromedriver))
     yield driver
     driver.quit()
+
+
+@pytest.fixture(params=[(1280, 900), (768, 1000)], ids=["wide", "narrow"])
+def window(request, driver):
+    """The browser at a desk and on a narrow screen, with an empty page and an empty log."""
+    width, height = request.param
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    driver.get("about:blank")
+    driver.get_log("browser")  # what pages of other tests have left there
+    return driver

@@ -31,34 +31,34 @@ def trials(knobs, l0, **columns):
 def test_matching_inverts_a_power_law_inside_and_outside():
     knobs = np.array([0.01, 0.03, 0.1])
     table = trials(knobs, 2.0 * knobs**-0.5)
-    assert matched(table, 2.0 * 0.05**-0.5, False, 64) == pytest.approx(0.05)
-    assert matched(table, 2.0 * 0.2**-0.5, False, 64) == pytest.approx(0.2)
+    assert matched(table, 2.0 * 0.05**-0.5, 64) == pytest.approx(0.05)
+    assert matched(table, 2.0 * 0.2**-0.5, 64) == pytest.approx(0.2)
     # Never further than four times the last value tried, or a quarter of the first.
-    assert matched(table, 1e-3, False, 64) == pytest.approx(0.4)
-    assert matched(table, 1e3, False, 64) == pytest.approx(0.0025)
+    assert matched(table, 1e-3, 64) == pytest.approx(0.4)
+    assert matched(table, 1e3, 64) == pytest.approx(0.0025)
 
 
 def test_matching_where_little_is_known():
-    assert matched(trials([0.1, 0.2], [np.nan, 3.0]), 5.0, False, 64) == pytest.approx(0.2)
-    assert matched(trials([0.1, 0.2], [np.nan, np.nan]), 5.0, False, 64) == 0.1
-    assert matched(trials([0.1, 0.2, 0.4], [3.0, 3.0, 3.0]), 5.0, False, 64) == pytest.approx(0.1)
-    assert matched(trials([2.0, 4.0], [2.0, 4.0]), 2.9, True, 64) == 3  # TopK: L0 is k
-    assert matched(trials([2.0, 4.0], [2.0, 4.0]), 0.2, True, 64) == 1
-    assert matched(trials([0.3, 0.6], [1.0, 2.0], method="BA"), 10.0, False, 64) == 0.9  # a share
+    assert matched(trials([0.1, 0.2], [np.nan, 3.0]), 5.0, 64) == pytest.approx(0.2)
+    assert matched(trials([0.1, 0.2], [np.nan, np.nan]), 5.0, 64) == 0.1
+    assert matched(trials([0.1, 0.2, 0.4], [3.0, 3.0, 3.0]), 5.0, 64) == pytest.approx(0.1)
+    assert matched(trials([2.0, 4.0], [2.0, 4.0], method="TopK"), 2.9, 64) == 3  # TopK: L0 is k
+    assert matched(trials([2.0, 4.0], [2.0, 4.0], method="TopK"), 0.2, 64) == 1
+    assert matched(trials([0.3, 0.6], [1.0, 2.0], method="BA"), 10.0, 64) == 0.9  # a share
 
 
 def test_matching_where_l0_turns_round():
     """L0 need not be monotone in the knob: a line through two trials must not lead away from the goal."""
     # A valley whose floor lies above the goal: the floor is the best there is, at an end or not.
     valley = trials([0.01, 0.02, 0.04, 0.06], [31.0, 14.0, 11.3, 13.7])
-    assert matched(valley, 3.0, False, 64) == pytest.approx(0.04)
-    assert matched(valley.iloc[2:], 3.0, False, 64) == pytest.approx(0.01)  # outward, downhill, a quarter
+    assert matched(valley, 3.0, 64) == pytest.approx(0.04)
+    assert matched(valley.iloc[2:], 3.0, 64) == pytest.approx(0.01)  # outward, downhill, a quarter
     # The last trial is the nearest, and L0 falls towards it: outward.
-    assert matched(trials([0.1, 0.2, 0.4], [4.0, 16.0, 8.0]), 2.0, False, 64) == pytest.approx(0.1 / 2**0.5)
+    assert matched(trials([0.1, 0.2, 0.4], [4.0, 16.0, 8.0]), 2.0, 64) == pytest.approx(0.1 / 2**0.5)
     # Two crossings: the one between trials that recover more.
     twice = trials([1.0, 2.0, 4.0, 8.0], [2.0, 8.0, 2.0, 1.0], frr_090=[0.1, 0.5, 0.6, 0.2])
-    assert matched(twice, 4.0, False, 64) == pytest.approx(8**0.5)
-    assert matched(twice.assign(frr_090=[0.6, 0.5, 0.1, 0.2]), 4.0, False, 64) == pytest.approx(2**0.5)
+    assert matched(twice, 4.0, 64) == pytest.approx(8**0.5)
+    assert matched(twice.assign(frr_090=[0.6, 0.5, 0.1, 0.2]), 4.0, 64) == pytest.approx(2**0.5)
 
 
 def test_matching_stays_near_what_was_tried_and_never_moves_away():
@@ -67,7 +67,7 @@ def test_matching_stays_near_what_was_tried_and_never_moves_away():
     for _ in range(2_000):
         knobs = np.sort(rng.uniform(0.01, 1, 5))
         l0, wanted = np.exp(rng.normal(1, 1, 5)), float(np.exp(rng.normal(1, 1)))
-        value = matched(trials(knobs, l0), wanted, False, 64)
+        value = matched(trials(knobs, l0), wanted, 64)
         gaps = np.log(l0 / wanted)
         encloses = (gaps.min() <= 0) and (gaps.max() >= 0)
         if encloses:
@@ -214,7 +214,7 @@ def test_the_search_for_a_sparsity_match_counts_for_nothing_else(tmp_path, comma
         assert len(later) <= SEARCHES
         assert bool(len(later)) or close(first, wanted)
         assert (found[found["point"] == "best"]["knob"] == own_best(first, "frr")).all()
-        aim = matched(mine, wanted, False, 128)
+        aim = matched(mine, wanted, 128)
         assert found[found["point"] == "matched L0"]["knob"].to_numpy() == pytest.approx(aim, rel=1e-5)
     assert "L0" in set(tuning["round"])
 

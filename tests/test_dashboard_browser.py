@@ -46,17 +46,12 @@ def type_into(driver, selector, text):
     field.send_keys(text)
 
 
-@pytest.fixture(params=[(1280, 900), (768, 1000)], ids=["wide", "narrow"])
-def page(request, driver, made):
-    width, height = request.param
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    driver.get("about:blank")
-    driver.get_log("browser")  # what pages of other tests have left there
-    driver.get(made[0].as_uri())
-    yield driver
-    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    assert driver.execute_script("return window.ran") is None
+@pytest.fixture
+def page(window, made):
+    window.get(made[0].as_uri())
+    yield window
+    assert [entry for entry in window.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert window.execute_script("return window.ran") is None
 
 
 def count(driver):

@@ -73,14 +73,10 @@ def until(happens, what, seconds=60):
     pytest.fail(f"{what} did not come in {seconds} s")
 
 
-@pytest.fixture(params=[(1280, 900), (768, 1000)], ids=["wide", "narrow"])
-def page(request, driver, address):
-    width, height = request.param
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    driver.get_log("browser")
-    yield driver
-    driver.get("about:blank")
+@pytest.fixture
+def page(window):
+    yield window
+    window.get("about:blank")
 
 
 def opened(page, address, name):

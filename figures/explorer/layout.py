@@ -9,6 +9,7 @@ from typing import Any
 import marimo as mo
 from matplotlib.figure import Figure
 
+from figures.explorer.background import Training
 from figures.explorer.scenes import Scene
 from simulator import RequestError
 
@@ -66,13 +67,24 @@ def refused(reason: object) -> Any:
     return mo.callout(mo.md(f"**Not possible:** {reason}."), kind="warn")
 
 
-def bar(training: Any) -> Any:
-    """How far a training in the background is."""
-    share = training.step / training.steps
-    return mo.Html(
-        f"<label>step {training.step} of {training.steps}, loss {training.loss:.4f} "
-        f'<progress max="1" value="{share:.3f}" aria-label="training"></progress></label>'
-    )
+def state(training: Training, running: bool, tick: Any) -> Any:
+    """How far a training is, or why it has no result; None where it has one.
+
+    Args:
+        training: in the background.
+        running: whether it was at work when the page began to be drawn.
+        tick: the element that has the page drawn again, shown only while that is needed.
+    """
+    if running:
+        share = training.step / training.steps
+        bar = mo.Html(
+            f"<label>step {training.step} of {training.steps}, loss {training.loss:.4f} "
+            f'<progress max="1" value="{share:.3f}" aria-label="training"></progress></label>'
+        )
+        return mo.hstack([bar, tick], justify="start")
+    if training.error:
+        return refused(training.error)
+    return mo.md(f"Stopped at step {training.step}.") if training.result is None else None
 
 
 def _plain(text: str) -> str:

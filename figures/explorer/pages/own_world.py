@@ -10,7 +10,7 @@ def _():
     import marimo as mo
 
     from figures.explorer.background import Training
-    from figures.explorer.layout import bar, dials, heading, refused, shown
+    from figures.explorer.layout import dials, heading, refused, shown, state
     from figures.explorer.scenes import own_world
     from simulator import RequestError
 
@@ -18,7 +18,7 @@ def _():
         "own-world",
         "Choose a world and a method, train, and read what was recovered. The command below repeats the run.",
     )
-    return RequestError, Training, bar, dials, heading, mo, own_world, refused, shown
+    return RequestError, Training, dials, mo, own_world, refused, shown, state
 
 
 @app.cell
@@ -175,19 +175,14 @@ def _(mo):
 
 
 @app.cell
-def _(asked, bar, mo, own_world, refused, run, shown, tick):
+def _(asked, mo, own_world, run, shown, state, tick):
     tick.value
     if run() is None:
         view = mo.md("")
     else:
         options, training = run()
-        if training.running:
-            view = mo.hstack([bar(training), tick], justify="start")
-        elif training.error:
-            view = refused(training.error)
-        elif training.result is None:
-            view = mo.md(f"Stopped at step {training.step}.")
-        else:
+        view = state(training, training.running, tick)
+        if view is None:
             view = shown(lambda: own_world.show(options, training.result))
             if options != asked:
                 view = mo.vstack([mo.md("*Of the run before the last change:*"), view])

@@ -10,7 +10,7 @@ def _():
     import marimo as mo
 
     from figures.explorer.background import Training
-    from figures.explorer.layout import bar, dials, heading, refused, shown
+    from figures.explorer.layout import dials, heading, shown, state
     from figures.explorer.scenes.resonance import STEPS, Place, Trial, show
     from simulator import RequestError
 
@@ -19,7 +19,7 @@ def _():
         "A neuron learns a feature if its target frequency p resonates with the feature's own frequency f: far above "
         "it nothing is learned, below it less or more slowly. Slide p through the band, train at any place, compare.",
     )
-    return Place, RequestError, STEPS, Training, Trial, bar, dials, mo, refused, show, shown
+    return Place, RequestError, STEPS, Training, Trial, dials, mo, show, shown, state
 
 
 @app.cell
@@ -90,20 +90,13 @@ def _(mo):
 
 
 @app.cell
-def _(bar, mo, place, ratio, refused, runs, show, shown, tick):
+def _(mo, place, ratio, runs, show, shown, state, tick):
     tick.value
     # Asked before the picture is drawn: a run that ends meanwhile is drawn once more.
     latest = [(training, training.running) for _, training in runs()[-1:]]
     here = [trial for trial, _ in runs() if trial.place == place]
     parts = [shown(lambda: show(place, ratio.value * place.f, here))]
-    for training, running in latest:
-        if running:
-            parts.append(mo.hstack([bar(training), tick], justify="start"))
-        elif training.error:
-            parts.append(refused(training.error))
-        elif training.stopped:
-            parts.append(mo.md(f"Stopped at step {training.step}."))
-    mo.vstack(parts)
+    mo.vstack(parts + [told for item in latest if (told := state(*item, tick)) is not None])
     return
 
 

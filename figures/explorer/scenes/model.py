@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.stats import beta
 
 from figures.explorer.scenes.scene import Scene, panel
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
@@ -21,10 +21,9 @@ DIMENSIONS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 def cosine_density(c: np.ndarray, d: int) -> np.ndarray:
     """Density of the cosine of two isotropic directions in d dimensions.
 
-    Gamma(d/2) / (sqrt(pi) Gamma((d-1)/2)) (1 - c^2)^((d-3)/2): the arcsine law for d = 2, uniform for d = 3.
+    (1 + c) / 2 ~ Beta((d-1)/2, (d-1)/2): the arcsine law for d = 2, uniform for d = 3.
     """
-    constant = math.exp(gammaln(d / 2) - gammaln((d - 1) / 2)) / math.sqrt(math.pi)
-    return constant * np.maximum(1 - c * c, 1e-12) ** ((d - 3) / 2)
+    return beta.pdf((1 + c) / 2, (d - 1) / 2, (d - 1) / 2) / 2
 
 
 @lru_cache(maxsize=4096)

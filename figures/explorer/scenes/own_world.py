@@ -15,7 +15,7 @@ from figures.cells import run_cell
 from figures.explorer.scenes.scene import Scene, panel
 from figures.options import Verify
 from figures.style import ACCENT, DARK, LIGHT, MIDDLE
-from simulator import RequestError, stream
+from simulator import RequestError
 
 SAMPLES = 5_000
 """Fresh samples on which the codes are judged."""
@@ -39,7 +39,6 @@ def options(**dials: Any) -> Verify:
     asked = Verify(**dials, samples=SAMPLES, references=False, threads=1)
     asked.refuse_idle()
     asked.cell().config()
-    stream(asked.seed, "check")  # refuses an impossible seed
     return asked
 
 
