@@ -146,12 +146,14 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
         more = CONTENDERS[entry[1]].refined(list(mine["knob"]), own_best(mine, asked.criterion), entry[2])
         trials += [attempt(entry, value) for value in more]
     tuning = table_of(compute("tuning, second round", trials)).assign(round="knob")
+    wanted = {(world, M): perfect_l0(asked.world(world), M) for world in asked.worlds for M in asked.widths}
     seen, searches = tuning, []
     for _ in range(SEARCHES):
         for entry in tuned:
-            mine, wanted = rows_of(seen, *entry), perfect_l0(asked.world(entry[0]), entry[2])
-            value = typed(matched(mine, wanted, entry[2]))
-            if not CONTENDERS[entry[1]].whole and not close(mine, wanted) and value not in set(mine["knob"]):
+            world, method, M = entry
+            mine = rows_of(seen, *entry)
+            value = typed(matched(mine, wanted[world, M], M))
+            if not CONTENDERS[method].whole and not close(mine, wanted[world, M]) and value not in set(mine["knob"]):
                 searches.append(attempt(entry, value))
         found = table_of(compute("looking for the matched L0", searches)).assign(round="L0")
         seen = pd.concat([tuning, found], ignore_index=True)
@@ -159,18 +161,16 @@ def run_compare(options: Compare, progress: Progress, tell: Tell) -> tuple[dict[
     for world, method, M in asked.entries():
         points = {"best": 0.0}
         if not CONTENDERS[method].pilot:
-            mine = rows_of(tuning, world, method, M)
-            wanted = perfect_l0(asked.world(world), M)
             points = {
-                "best": own_best(mine, asked.criterion),
-                "matched L0": matched(rows_of(seen, world, method, M), wanted, M),
+                "best": own_best(rows_of(tuning, world, method, M), asked.criterion),
+                "matched L0": matched(rows_of(seen, world, method, M), wanted[world, M], M),
             }
         for point, value in points.items():
             for seed in asked.seeds:
                 more = {"point": point, "knob": typed(value)}
                 finals.append((label(world, method, M) | more, cell(asked, world, method, M, typed(value), seed)))
     table = table_of(compute("competing", finals))
-    table["true L0"] = [perfect_l0(asked.world(world), M) for world, M in zip(table["world"], table["M"], strict=True)]
+    table["true L0"] = [wanted[place] for place in zip(table["world"], table["M"], strict=True)]
     bounds = bound_rows(
         [(world, asked.world(world), M, seed) for world in asked.worlds for M in asked.widths for seed in asked.seeds],
         asked.budget, store, workers, progress, classical=options.classical,
